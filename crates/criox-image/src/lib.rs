@@ -1,0 +1,1 @@
+//! Image references, the registry client, and the pull pipeline.

@@ -1,0 +1,1 @@
+//! Pods and containers: one task per pod, joinable operations, recovery, events.

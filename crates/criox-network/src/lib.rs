@@ -1,0 +1,1 @@
+//! Pod networks through CNI, and host ports.

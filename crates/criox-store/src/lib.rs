@@ -1,0 +1,1 @@
+//! Images, layers and root filesystems on disk, in the layout of containers/storage.

@@ -1,0 +1,1 @@
+//! The system calls of criox, and all of its unsafe code.

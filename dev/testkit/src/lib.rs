@@ -1,0 +1,1 @@
+//! What the tests share: a registry on loopback, images made on the spot, a daemon to start and kill.
