@@ -1,1 +1,36 @@
 //! Pods and containers: one task per pod, joinable operations, recovery, events.
+//!
+//! [`Lifecycle`] has a method for each request of CRI. A request goes to the task of its pod ([`pod`]), which admits it
+//! ([`admit`]), begins the work ([`sandbox`], [`container`]) and shows every change in the [`index`], from which reads
+//! answer without waiting. What outlives the daemon is in the [`record`]s; [`recovery`] settles them at the next start.
+
+pub mod admit;
+mod container;
+mod context;
+mod engine;
+mod error;
+mod events;
+mod handlers;
+mod index;
+mod key;
+mod monitor;
+mod names;
+mod paths;
+mod pod;
+pub mod record;
+mod recovery;
+mod sandbox;
+mod seccomp;
+pub mod status;
+
+pub use container::devices::host_devices;
+pub use container::exec::Output;
+pub use context::{Clock, Context};
+pub use engine::Lifecycle;
+pub use error::{Error, Kind, Result};
+pub use events::Events;
+pub use handlers::{Handler, Handlers};
+pub use index::{Index, PodView};
+pub use paths::{Namespace, Paths, RunDir};
+pub use recovery::Report;
+pub use seccomp::SeccompDefaults;

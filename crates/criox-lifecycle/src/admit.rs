@@ -1,0 +1,173 @@
+//! Whether a request may begin, given where the pod and the container stand. Pure, so that every pair is tested.
+//!
+//! ```text
+//! sandbox    creating ──► ready ──► stopping ──► not ready ──► removing ──► (gone)
+//!               └── undone by ID, as after a crash ──► (gone)
+//! container  creating ──► created ──► running ──► exited ──► removing ──► (gone)
+//!               └── undone by ID ──► (gone)      a stop or start in flight is `busy` beside the phase
+//! ```
+
+use crate::error::{Error, Kind};
+use crate::record::{ContainerPhase, SandboxPhase};
+
+/// What is at work on a container at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Busy {
+    /// CreateContainer.
+    Creating,
+    /// StartContainer.
+    Starting,
+    /// StopContainer.
+    Stopping,
+    /// RemoveContainer, or the undoing of a creation.
+    Removing,
+}
+
+/// What is at work on a sandbox at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SandboxBusy {
+    /// RunPodSandbox.
+    Creating,
+    /// StopPodSandbox.
+    Stopping,
+    /// RemovePodSandbox, or the undoing of a creation.
+    Removing,
+}
+
+/// Where a container stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// How far it has come.
+    pub phase: ContainerPhase,
+    /// What is at work on it.
+    pub busy: Option<Busy>,
+}
+
+/// A request for a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// StartContainer.
+    Start,
+    /// StopContainer.
+    Stop,
+    /// RemoveContainer.
+    Remove,
+}
+
+/// What to do with a request.
+#[derive(Debug, Clone)]
+pub enum Admission {
+    /// Begin it.
+    Begin,
+    /// The same is at work: answer when that ends.
+    Join,
+    /// It has been done already: answer success at once.
+    Done,
+    /// Ask again when what is at work has ended.
+    Wait,
+    /// It can't be.
+    Refuse(Error),
+}
+
+/// Admission of a request for a container.
+pub fn container(verb: Verb, id: &str, standing: Standing) -> Admission {
+    use ContainerPhase::{Created, Creating, Exited, Running};
+    match (verb, standing.busy) {
+        (Verb::Start, Some(Busy::Starting))
+        | (Verb::Stop, Some(Busy::Stopping))
+        | (Verb::Remove, Some(Busy::Removing)) => return Admission::Join,
+        (Verb::Stop, Some(Busy::Removing)) => return Admission::Wait,
+        (Verb::Start, Some(Busy::Stopping | Busy::Removing)) => {
+            return refuse(id, "is being stopped and cannot be started");
+        }
+        (_, Some(_)) => return Admission::Wait,
+        (_, None) => {}
+    }
+    match (verb, standing.phase) {
+        (Verb::Start, Created) | (Verb::Stop, Created | Running) | (Verb::Remove, _) => Admission::Begin,
+        // The answer to the first call was lost: this is its retry.
+        (Verb::Start, Running) | (Verb::Stop, Exited) => Admission::Done,
+        (Verb::Start, Exited) => refuse(id, "has exited and cannot be started again; create another"),
+        (Verb::Start | Verb::Stop, Creating) => refuse(id, "was not completely created"),
+    }
+}
+
+/// Admission of CreateContainer, as far as the sandbox decides it.
+pub fn create(sandbox: &str, phase: SandboxPhase, busy: Option<SandboxBusy>) -> Admission {
+    match (phase, busy) {
+        (SandboxPhase::Ready, None) => Admission::Begin,
+        (_, Some(SandboxBusy::Creating)) | (SandboxPhase::Creating, _) => {
+            refuse_sandbox(sandbox, "is still being created")
+        }
+        (_, Some(SandboxBusy::Stopping)) => refuse_sandbox(sandbox, "is being stopped; create a new sandbox"),
+        (_, Some(SandboxBusy::Removing)) => refuse_sandbox(sandbox, "is being removed"),
+        (SandboxPhase::NotReady, None) => refuse_sandbox(sandbox, "is not ready; create a new sandbox"),
+    }
+}
+
+fn refuse(id: &str, reason: &str) -> Admission {
+    Admission::Refuse(Error::new(Kind::FailedPrecondition, format!("container {id} {reason}")))
+}
+
+fn refuse_sandbox(id: &str, reason: &str) -> Admission {
+    Admission::Refuse(Error::new(Kind::FailedPrecondition, format!("pod sandbox {id} {reason}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn word(verb: Verb, phase: ContainerPhase, busy: Option<Busy>) -> &'static str {
+        match container(verb, "c", Standing { phase, busy }) {
+            Admission::Begin => "begin",
+            Admission::Join => "join",
+            Admission::Done => "done",
+            Admission::Wait => "wait",
+            Admission::Refuse(_) => "refuse",
+        }
+    }
+
+    #[test]
+    fn a_retry_of_what_is_at_work_joins_it() {
+        assert_eq!(word(Verb::Start, ContainerPhase::Created, Some(Busy::Starting)), "join");
+        assert_eq!(word(Verb::Stop, ContainerPhase::Running, Some(Busy::Stopping)), "join");
+        assert_eq!(word(Verb::Remove, ContainerPhase::Exited, Some(Busy::Removing)), "join");
+    }
+
+    #[test]
+    fn what_is_done_is_done_again_without_an_error() {
+        assert_eq!(word(Verb::Start, ContainerPhase::Running, None), "done");
+        assert_eq!(word(Verb::Stop, ContainerPhase::Exited, None), "done");
+    }
+
+    #[test]
+    fn no_container_goes_from_exited_to_running() {
+        assert_eq!(word(Verb::Start, ContainerPhase::Exited, None), "refuse");
+        assert_eq!(word(Verb::Start, ContainerPhase::Running, Some(Busy::Stopping)), "refuse");
+    }
+
+    #[test]
+    fn removal_is_never_refused() {
+        use ContainerPhase::{Created, Creating, Exited, Running};
+        for phase in [Creating, Created, Running, Exited] {
+            for busy in
+                [None, Some(Busy::Creating), Some(Busy::Starting), Some(Busy::Stopping), Some(Busy::Removing)]
+            {
+                assert_ne!(word(Verb::Remove, phase, busy), "refuse", "{phase:?} {busy:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_ready_sandbox_takes_containers() {
+        assert!(matches!(create("s", SandboxPhase::Ready, None), Admission::Begin));
+        for (phase, busy) in [
+            (SandboxPhase::Creating, Some(SandboxBusy::Creating)),
+            (SandboxPhase::Ready, Some(SandboxBusy::Stopping)),
+            (SandboxPhase::Ready, Some(SandboxBusy::Removing)),
+            (SandboxPhase::NotReady, None),
+        ] {
+            assert!(matches!(create("s", phase, busy), Admission::Refuse(_)), "{phase:?} {busy:?}");
+        }
+    }
+}

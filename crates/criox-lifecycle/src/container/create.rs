@@ -1,0 +1,206 @@
+//! CreateContainer: image, root file system, specification, the runtime's `create`. A failure at any point undoes by
+//! ID, with the code that removes containers.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criox_cri::v1;
+use criox_image::ImageInfo;
+use criox_monitor_api::client::Client;
+use criox_monitor_api::proto::{self, reply, request};
+use criox_sys::cgroup;
+
+use super::bundle::{self, Bundle};
+use super::{log, remove};
+use crate::context::{Context, blocking, new_container_id};
+use crate::error::{Error, Kind, Result};
+use crate::key::ContainerKey;
+use crate::monitor;
+use crate::record::{
+    self, ContainerPhase, ContainerRecord, Encoded, ImageOfContainer, ProcessIdentity, SandboxRecord, VERSION,
+};
+
+/// Preparing the root file system and the specification.
+const PREPARE: Duration = Duration::from_secs(120);
+
+/// What a creation works with.
+pub(crate) struct Work {
+    pub(crate) context: Arc<Context>,
+    pub(crate) sandbox: Arc<SandboxRecord>,
+    pub(crate) client: Client,
+    /// As [`first_record`] made it.
+    pub(crate) record: Arc<ContainerRecord>,
+    /// The pod's other containers, one of which may be the target of a PID namespace.
+    pub(crate) others: Vec<Arc<ContainerRecord>>,
+}
+
+/// Checks what can be checked without waiting, and names the container.
+///
+/// # Errors
+/// A field that is wrong, with its name; an image that is not there.
+pub(crate) fn first_record(
+    context: &Context,
+    sandbox: &SandboxRecord,
+    config: Arc<v1::ContainerConfig>,
+) -> Result<ContainerRecord> {
+    ContainerKey::of(&config)?;
+    let image = find_image(context, &config)?;
+    let log_path = log::path(&sandbox.config.0, &config)?;
+    Ok(ContainerRecord {
+        version: VERSION,
+        id: new_container_id()?,
+        sandbox_id: sandbox.id,
+        created_at: context.clock.now(),
+        started_at: 0,
+        phase: ContainerPhase::Creating,
+        claimed: false,
+        image: ImageOfContainer {
+            id: image.id.clone(),
+            digested: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone()),
+            name: image
+                .repo_tags
+                .first()
+                .or_else(|| image.repo_digests.first())
+                .cloned()
+                .unwrap_or_else(|| image.id.clone()),
+        },
+        config: Encoded(config),
+        log_path,
+        stop_signal: 15,
+        user: None,
+        root: std::path::PathBuf::new(),
+        cgroup: String::new(),
+        process: None,
+        exit: None,
+    })
+}
+
+fn find_image(context: &Context, config: &v1::ContainerConfig) -> Result<Arc<ImageInfo>> {
+    let name = config.image.as_ref().map(|image| image.image.as_str()).unwrap_or_default();
+    if name.is_empty() {
+        return Err(Error::invalid("config.image.image", "must not be empty"));
+    }
+    context
+        .images
+        .find(name)
+        .map_err(|error| Error::failed(format!("lookup of image {name:?}")).because(error))?
+        .ok_or_else(|| {
+            Error::new(Kind::NotFound, format!("image {name:?} is not on this node; pull it first"))
+        })
+}
+
+/// Creates, or leaves nothing: not in the store, the runtime, among cgroups or logs.
+pub(crate) async fn create(work: Work) -> Result<ContainerRecord> {
+    match steps(&work).await {
+        Ok(record) => Ok(record),
+        Err(error) => {
+            let (context, sandbox, record) = (&work.context, &work.sandbox, &work.record);
+            let undone = remove::erase(context, Some(&work.client), sandbox, &record.id, "").await;
+            log::forget(&record.log_path).await;
+            if let Err(undo) = undone {
+                tracing::warn!(container = %record.id, error = undo.chain(), "a failed creation left something; the next start of criox removes it");
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn steps(work: &Work) -> Result<ContainerRecord> {
+    let Work { context, sandbox, record, .. } = work;
+    let id = record.id;
+    let object = format!("container {id}");
+    let handler = context.handlers.get(&sandbox.runtime_handler)?;
+    let runtime = context.handlers.runtime(&handler).await?;
+    let image = find_image(context, &record.config.0)?;
+    let mut input = bundle::Input {
+        context: context.clone(),
+        sandbox: sandbox.clone(),
+        record: record.clone(),
+        image,
+        features: handler.features().await,
+        handler_seccomp: handler.config.seccomp_profile.clone(),
+        namespaces: bundle::namespaces(work)?,
+        mounts: Vec::new(),
+    };
+    let (storage, mounts) = tokio::join!(
+        blocking("preparation of the root file system", &object, PREPARE, {
+            let (context, record, path) = (
+                context.clone(),
+                record.clone(),
+                context.paths.container_record(sandbox.id.as_str(), id.as_str()),
+            );
+            let (sandbox, image) = (sandbox.clone(), input.image.clone());
+            move || {
+                write_first_record(&path, &*record)?;
+                bundle::storage(&context, &sandbox, &record, &image)
+            }
+        }),
+        blocking("resolution of mount sources", &object, PREPARE, {
+            let (context, record) = (context.clone(), record.clone());
+            move || bundle::resolve_mounts(&context, &record.config.0)
+        }),
+    );
+    let root = storage?;
+    input.mounts = mounts?;
+    let prepared: Bundle =
+        blocking("preparation of the bundle", &object, PREPARE, move || bundle::write(&input, root)).await?;
+    let (pid, start_time, group) =
+        create_in_runtime(work, &prepared, runtime, handler.create_timeout()).await?;
+    let record = ContainerRecord {
+        phase: ContainerPhase::Created,
+        stop_signal: prepared.stop_signal,
+        user: Some(Encoded(Arc::new(prepared.user))),
+        root: prepared.root,
+        cgroup: group,
+        process: Some(ProcessIdentity { pid, start_time }),
+        ..(**record).clone()
+    };
+    let path = context.paths.container_record(sandbox.id.as_str(), id.as_str());
+    let written = record.clone();
+    blocking("record", &object, PREPARE, move || write_first_record(&path, &written)).await?;
+    Ok(record)
+}
+
+async fn create_in_runtime(
+    work: &Work,
+    bundle: &Bundle,
+    runtime: proto::Runtime,
+    deadline: Duration,
+) -> Result<(i32, u64, String)> {
+    let config = &work.record.config.0;
+    let object = format!("container {}", work.record.id);
+    let verb = request::Verb::Create(proto::Create {
+        container_id: work.record.id.to_string(),
+        bundle: bundle.directory.to_string_lossy().into_owned(),
+        runtime: Some(runtime),
+        terminal: config.tty,
+        stdin: config.stdin,
+        stdin_once: config.stdin_once,
+        log_path: work.record.log_path.to_string_lossy().into_owned(),
+        log_size_max: work.context.config.runtime.log_size_max,
+        timeout_ms: u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX),
+    });
+    match work.client.call(verb, deadline + monitor::ANSWER).await {
+        Ok(reply::Result::Create(created)) => Ok((created.pid, created.start_time, created.cgroup)),
+        Ok(_) => Err(Error::failed(format!("create of {object}: the monitor's answer does not fit"))),
+        Err(error) => Err(with_advice(&work.context, monitor::refused("create", &object, error))),
+    }
+}
+
+/// Names a cause that the runtime's own words do not: crun refuses machines with hybrid cgroups.
+fn with_advice(context: &Context, error: Error) -> Error {
+    if context.cgroups.layout() == cgroup::Layout::Hybrid && error.chain().contains("cgroup") {
+        return Error::new(
+            error.kind(),
+            "this machine mounts cgroup v1 and v2 at once (hybrid), which crun refuses: boot with systemd.unified_cgroup_hierarchy=1, or use runc",
+        )
+        .because(error);
+    }
+    error
+}
+
+/// Writes a record that must be there before anything of the object is.
+pub(crate) fn write_first_record<T: serde::Serialize>(path: &Path, record: &T) -> Result<()> {
+    record::write(path, record).map_err(|error| Error::failed("write of a record").because(error))
+}

@@ -1,0 +1,204 @@
+//! ExecSync: straight to the monitor, past the pod's task. The output comes through pipes that the daemon made, so
+//! that no byte passes through the monitor.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use criox_monitor_api::client::Client;
+use criox_monitor_api::proto::{self, request};
+use tokio::net::unix::pipe;
+use tokio::time::timeout;
+
+use crate::context::Context;
+use crate::error::{Error, Kind, Result};
+use crate::index::PodView;
+use crate::monitor;
+use crate::record::{ContainerPhase, ContainerRecord};
+
+/// Both outputs together: the kubelet takes answers of 16 MiB, and a little is for the rest of the message.
+pub(crate) const OUTPUT_MAX: usize = (16 << 20) - (64 << 10);
+/// How long the runtime may take to start the process.
+const START: Duration = Duration::from_secs(30);
+/// Beyond the command's own timeout, for the end of its whole tree.
+const REAP: Duration = Duration::from_secs(20);
+
+/// What a command said.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Output {
+    /// Standard output, cut at [`OUTPUT_MAX`] together with the other.
+    pub stdout: Vec<u8>,
+    /// Standard error.
+    pub stderr: Vec<u8>,
+    /// 128 plus the signal's number for a process that a signal ended.
+    pub exit_code: i32,
+}
+
+/// Runs a command in a container and waits for its end, at most `limit` (zero: without limit).
+pub(crate) async fn exec(
+    context: &Arc<Context>,
+    pod: &PodView,
+    record: &ContainerRecord,
+    command: &[String],
+    limit: Duration,
+) -> Result<Output> {
+    let object = format!("container {}", record.id);
+    if record.phase != ContainerPhase::Running {
+        return Err(Error::new(
+            Kind::NotFound,
+            format!("{object} does not run: no command can be executed in it"),
+        ));
+    }
+    if command.is_empty() {
+        return Err(Error::invalid("cmd", "must not be empty"));
+    }
+    let client = pod
+        .pod
+        .monitor()
+        .ok_or_else(|| Error::new(Kind::FailedPrecondition, format!("{object} has lost its monitor")))?;
+    let process = process(context, record, command).await?;
+    let failed = |error| Error::failed(format!("pipes for a command in {object}")).because(error);
+    let (mut stdout, stdout_end) = make_pipe().map_err(failed)?;
+    let (mut stderr, stderr_end) = make_pipe().map_err(failed)?;
+    let exec_id = next_id();
+    let verb = proto::Exec {
+        container_id: record.id.to_string(),
+        exec_id: exec_id.clone(),
+        process,
+        terminal: false,
+        stdin: false,
+        stdout: true,
+        stderr: true,
+        timeout_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+        start_timeout_ms: u32::try_from(START.as_millis()).unwrap_or(u32::MAX),
+    };
+    // A caller that goes away takes its command with it.
+    let mut guard =
+        EndOnDrop { client: client.clone(), container: record.id.to_string(), exec: exec_id, armed: true };
+    let call = client
+        .exec(verb, vec![stdout_end, stderr_end], START + monitor::ANSWER)
+        .await
+        .map_err(|error| monitor::refused("execution of a command", &object, error))?;
+    let finished = async {
+        match limit.is_zero() {
+            true => Ok(call.finished().await),
+            false => timeout(limit + REAP, call.finished()).await,
+        }
+    };
+    let mut output = Output::default();
+    let mut room = OUTPUT_MAX;
+    tokio::pin!(finished);
+    let (mut out_open, mut err_open) = (true, true);
+    let mut buffer = vec![0; 64 << 10];
+    let finished = loop {
+        tokio::select! {
+            biased;
+            ready = stdout.readable(), if out_open => {
+                out_open = ready.is_ok() && take(&mut stdout, &mut buffer, &mut output.stdout, &mut room);
+            }
+            ready = stderr.readable(), if err_open => {
+                err_open = ready.is_ok() && take(&mut stderr, &mut buffer, &mut output.stderr, &mut room);
+            }
+            finished = &mut finished => break finished,
+        }
+    };
+    guard.armed = false;
+    // All that the process wrote is in the pipes by now; what its children still write is not waited for.
+    while out_open && take_all(&mut stdout, &mut buffer, &mut output.stdout, &mut room) {}
+    while err_open && take_all(&mut stderr, &mut buffer, &mut output.stderr, &mut room) {}
+    let finished = finished
+        .map_err(|_| {
+            Error::timed_out(
+                "end of a timed-out command",
+                &object,
+                limit + REAP,
+                "its processes do not die of SIGKILL",
+            )
+        })?
+        .map_err(|error| monitor::refused("execution of a command", &object, error))?;
+    if finished.timed_out {
+        return Err(Error::new(
+            Kind::DeadlineExceeded,
+            format!(
+                "command {:?} in {object} did not end within {} s and was killed",
+                command[0],
+                limit.as_secs()
+            ),
+        ));
+    }
+    output.exit_code = finished.exit_code;
+    Ok(output)
+}
+
+/// The OCI process: the container's own with another command line.
+async fn process(context: &Arc<Context>, record: &ContainerRecord, command: &[String]) -> Result<Vec<u8>> {
+    let bundle = context
+        .store
+        .container_run_dir(record.id.as_str())
+        .map_err(|error| Error::failed(format!("bundle of container {}", record.id)).because(error))?;
+    let failed = || Error::failed(format!("specification of container {}", record.id));
+    let bytes = tokio::fs::read(bundle.join("config.json")).await.map_err(|error| failed().because(error))?;
+    let spec = criox_spec::oci::Spec::from_json(&bytes).map_err(|error| failed().because(error))?;
+    let process = criox_spec::exec_process(&spec.process, command, false)
+        .map_err(|error| Error::new(Kind::InvalidArgument, error.to_string()))?;
+    serde_json::to_vec(&process).map_err(|error| failed().because(error))
+}
+
+fn make_pipe() -> std::io::Result<(pipe::Receiver, OwnedFd)> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&read, true)?;
+    Ok((pipe::Receiver::from_owned_fd(read)?, write))
+}
+
+/// Reads once, keeping what there is room for. False at the end.
+fn take(from: &mut pipe::Receiver, buffer: &mut [u8], to: &mut Vec<u8>, room: &mut usize) -> bool {
+    match from.try_read(buffer) {
+        Ok(0) => false,
+        Ok(count) => {
+            let kept = count.min(*room);
+            to.extend_from_slice(&buffer[..kept]);
+            *room -= kept;
+            true
+        }
+        Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
+    }
+}
+
+/// Reads once, and is false also when nothing is there.
+fn take_all(from: &mut pipe::Receiver, buffer: &mut [u8], to: &mut Vec<u8>, room: &mut usize) -> bool {
+    let before = to.len();
+    take(from, buffer, to, room) && to.len() > before
+}
+
+/// Unique among the commands of a container, also after a restart of the daemon.
+fn next_id() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let now = crate::context::Clock::default().now();
+    format!("exec-{now:x}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+struct EndOnDrop {
+    client: Client,
+    container: String,
+    exec: String,
+    armed: bool,
+}
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        let client = self.client.clone();
+        let end = proto::EndExec {
+            container_id: std::mem::take(&mut self.container),
+            exec_id: std::mem::take(&mut self.exec),
+        };
+        tokio::spawn(async move {
+            if let Err(error) = client.done(request::Verb::EndExec(end), monitor::ANSWER).await {
+                tracing::debug!(%error, "an abandoned command could not be ended");
+            }
+        });
+    }
+}

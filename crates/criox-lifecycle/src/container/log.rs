@@ -1,0 +1,69 @@
+//! Where a container's log lies. The kubelet decides the next attempt by the numbers of the files it finds, so a
+//! creation that nobody was given leaves none.
+
+use std::path::{Component, Path, PathBuf};
+
+use criox_cri::v1;
+
+use crate::error::{Error, Result};
+
+/// The absolute path of a log: the sandbox's directory and the container's path below it. Empty when either is.
+///
+/// # Errors
+/// A path that leaves the directory (hardening: CVE-2025-0750), or a directory that is not absolute.
+pub(crate) fn path(sandbox: &v1::PodSandboxConfig, container: &v1::ContainerConfig) -> Result<PathBuf> {
+    if sandbox.log_directory.is_empty() || container.log_path.is_empty() {
+        return Ok(PathBuf::new());
+    }
+    let directory = Path::new(&sandbox.log_directory);
+    if !directory.is_absolute() || sandbox.log_directory.contains('\0') {
+        return Err(Error::invalid("sandbox_config.log_directory", "must be an absolute path"));
+    }
+    let relative = Path::new(&container.log_path);
+    let plain = relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    if !plain || container.log_path.contains('\0') {
+        return Err(Error::invalid(
+            "config.log_path",
+            format!("{:?} must be relative to the pod's log directory and stay in it", container.log_path),
+        ));
+    }
+    Ok(directory.join(relative))
+}
+
+/// Removes the log of a container that nobody was given; a link is not followed.
+pub(crate) async fn forget(path: &Path) {
+    if path.as_os_str().is_empty() {
+        return;
+    }
+    let path = path.to_owned();
+    let removed = tokio::task::spawn_blocking(move || super::remove::remove_file(&path)).await;
+    if let Ok(Err(error)) = removed {
+        tracing::warn!(error = error.chain(), "the log of an undone container stays");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(directory: &str, log_path: &str) -> Result<PathBuf> {
+        let sandbox = v1::PodSandboxConfig { log_directory: directory.into(), ..Default::default() };
+        let container = v1::ContainerConfig { log_path: log_path.into(), ..Default::default() };
+        path(&sandbox, &container)
+    }
+
+    #[test]
+    fn a_log_lies_below_the_pods_directory() {
+        let found = check("/var/log/pods/ns_p_u", "web/0.log").expect("a plain path");
+        assert_eq!(found, Path::new("/var/log/pods/ns_p_u/web/0.log"));
+        assert_eq!(check("", "web/0.log").expect("no directory"), PathBuf::new());
+    }
+
+    #[test]
+    fn a_log_path_that_leaves_the_directory_is_refused() {
+        for bad in ["../../etc/cron.d/x", "/etc/passwd", "a/../../b", "a\0b"] {
+            assert!(check("/var/log/pods/p", bad).is_err(), "{bad:?}");
+        }
+        assert!(check("relative", "web/0.log").is_err());
+    }
+}

@@ -1,0 +1,35 @@
+//! StartContainer.
+
+use std::time::Duration;
+
+use criox_cri::ids::ContainerId;
+use criox_monitor_api::client::Client;
+use criox_monitor_api::proto::{self, request};
+
+use crate::context::Clock;
+use crate::error::Result;
+use crate::monitor;
+
+/// How long the runtime may take to let the process run.
+const RUNTIME: Duration = Duration::from_secs(60);
+
+/// A container whose process runs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Started {
+    /// Nanoseconds since the epoch.
+    pub(crate) at: i64,
+}
+
+/// Lets the process of a created container run.
+pub(crate) async fn start(client: &Client, id: &ContainerId) -> Result<Started> {
+    // Before the call: an exit is then never earlier than the start.
+    let at = Clock::default().now();
+    let verb = request::Verb::Start(proto::Start {
+        container_id: id.to_string(),
+        timeout_ms: u32::try_from(RUNTIME.as_millis()).unwrap_or(u32::MAX),
+    });
+    match client.done(verb, RUNTIME + monitor::ANSWER).await {
+        Ok(()) => Ok(Started { at }),
+        Err(error) => Err(monitor::refused("start", &format!("container {id}"), error)),
+    }
+}

@@ -1,0 +1,205 @@
+//! What all pods share.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use criox_config::Config;
+use criox_cri::ids::{ContainerId, SandboxId};
+use criox_image::Images;
+use criox_network::Network;
+use criox_spec::NodeFacts;
+use criox_store::Store;
+use criox_sys::cgroup::{Cgroups, Driver};
+
+use crate::error::{Error, Kind, Result};
+use crate::events::Events;
+use crate::handlers::Handlers;
+use crate::index::Index;
+use crate::key::SandboxKey;
+use crate::paths::Paths;
+use crate::pod::Pod;
+use crate::record::SandboxRecord;
+use crate::seccomp::SeccompDefaults;
+
+/// What all pods share. Everything in it is either constant, or guards itself with locks that nobody holds across I/O.
+pub struct Context {
+    /// The effective configuration.
+    pub config: Arc<Config>,
+    /// Where things lie.
+    pub paths: Paths,
+    /// This boot.
+    pub boot_id: String,
+    /// Root file systems.
+    pub store: Store,
+    /// Images.
+    pub images: Images,
+    /// The pods' network.
+    pub network: Network,
+    /// OCI runtimes.
+    pub handlers: Handlers,
+    /// Cgroup hierarchies.
+    pub cgroups: Cgroups,
+    /// What the node can.
+    pub node: NodeFacts,
+    /// What the configuration gives to every container.
+    pub defaults: criox_spec::Defaults,
+    /// The configured default seccomp profile, parsed once.
+    pub seccomp: SeccompDefaults,
+    /// The program of the monitors.
+    pub monitor_program: PathBuf,
+    /// What reads answer from.
+    pub index: Index,
+    /// GetContainerEvents.
+    pub events: Events,
+    /// Creation times.
+    pub clock: Clock,
+    pub(crate) names: Mutex<HashMap<SandboxKey, Pod>>,
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("paths", &self.paths)
+            .field("boot_id", &self.boot_id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Context {
+    /// Who manages cgroups.
+    pub fn driver(&self) -> Driver {
+        if self.node.systemd_cgroup { Driver::Systemd } else { Driver::Cgroupfs }
+    }
+
+    /// The pod's parent in the notation of cgroupfs, as CRI gives it, with the default filled in.
+    pub(crate) fn cgroup_parent(&self, requested: &str) -> Result<String> {
+        let slice = requested.ends_with(".slice");
+        match (self.driver(), requested) {
+            (Driver::Cgroupfs, "") => Ok("/crio".into()),
+            (Driver::Systemd, "") => Ok("/system.slice".into()),
+            (Driver::Systemd, _) if !slice => Err(Error::invalid(
+                "config.linux.cgroup_parent",
+                format!("cgroup_manager is systemd, and {requested:?} is not a slice"),
+            )),
+            (Driver::Cgroupfs, _) if slice => Err(Error::invalid(
+                "config.linux.cgroup_parent",
+                format!(
+                    "cgroup_manager is cgroupfs, and {requested:?} is a slice of systemd; set cgroup_manager to match the kubelet"
+                ),
+            )),
+            (_, path) if !path.starts_with('/') || path.split('/').any(|part| part == "..") => {
+                Err(Error::invalid(
+                    "config.linux.cgroup_parent",
+                    format!("{path:?} is not an absolute, plain path"),
+                ))
+            }
+            (_, path) => Ok(path.trim_end_matches('/').into()),
+        }
+    }
+
+    /// `default_sysctls` as pairs.
+    pub(crate) fn default_sysctls(&self) -> Vec<(String, String)> {
+        let sysctls = &self.config.runtime.default_sysctls;
+        sysctls.iter().map(|sysctl| (sysctl.key.clone(), sysctl.value.clone())).collect()
+    }
+
+    pub(crate) fn names(&self) -> std::sync::MutexGuard<'_, HashMap<SandboxKey, Pod>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the name back, if it still belongs to this sandbox.
+    pub(crate) fn release_name(&self, sandbox: &SandboxRecord) {
+        let Ok(key) = SandboxKey::of(&sandbox.config.0) else { return };
+        let mut names = self.names();
+        if names.get(&key).is_some_and(|pod| pod.id == sandbox.id) {
+            names.remove(&key);
+        }
+    }
+
+    /// Unmounts the root file system of a container that has ended, beside everything else.
+    pub(crate) fn unmount_later(&self, container: ContainerId) {
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || {
+            // Unknown: it has been removed meanwhile.
+            if let Err(error) = store.unmount_all(container.as_str())
+                && !error.is_unknown()
+            {
+                tracing::warn!(%container, %error, "the root file system of an ended container could not be unmounted");
+            }
+        });
+    }
+}
+
+/// Runs blocking work under a deadline, with a name for the error. The thread of work that hangs in the kernel is
+/// lost until the kernel lets go; only this operation waits for it.
+pub(crate) async fn blocking<T: Send + 'static>(
+    stage: &'static str,
+    object: &str,
+    deadline: Duration,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::time::timeout(deadline, tokio::task::spawn_blocking(work)).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(panic)) => Err(Error::failed(format!("internal error in {stage} of {object}")).because(panic)),
+        Err(_) => Err(Error::timed_out(
+            stage,
+            object,
+            deadline,
+            "a disk or a volume does not answer: look for processes in state D and for their mounts",
+        )),
+    }
+}
+
+/// Times of creation that rise by at least one nanosecond, whatever the system's clock does: the kubelet orders by them.
+#[derive(Debug, Default)]
+pub struct Clock {
+    last: AtomicI64,
+}
+
+impl Clock {
+    /// Nanoseconds since the epoch, later than any earlier answer and than anything told to [`Clock::seen`].
+    pub fn now(&self) -> i64 {
+        let system = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX - 1));
+        let rise = |last: i64| Some(system.max(last.saturating_add(1)));
+        match self.last.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rise) {
+            Ok(last) | Err(last) => system.max(last.saturating_add(1)),
+        }
+    }
+
+    /// A time from a record: later ones will be after it.
+    pub fn seen(&self, time: i64) {
+        self.last.fetch_max(time, Ordering::Relaxed);
+    }
+}
+
+/// An ID, or why the kernel has no random bytes.
+pub(crate) fn new_sandbox_id() -> Result<SandboxId> {
+    SandboxId::generate()
+        .map_err(|error| Error::new(Kind::Failed, "no random ID could be made").because(error))
+}
+
+/// As [`new_sandbox_id`].
+pub(crate) fn new_container_id() -> Result<ContainerId> {
+    ContainerId::generate()
+        .map_err(|error| Error::new(Kind::Failed, "no random ID could be made").because(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_rise_also_when_the_clock_goes_back() {
+        let clock = Clock::default();
+        let future = clock.now() + 3_600_000_000_000;
+        clock.seen(future);
+        let (first, second) = (clock.now(), clock.now());
+        assert!(future < first && first < second);
+    }
+}

@@ -1,0 +1,206 @@
+//! What the CRI services call: one method a request, which finds the pod, asks its task, and says that a live call got
+//! the answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use criox_cri::ids::{ContainerId, SandboxId};
+use criox_cri::v1;
+
+use crate::admit::Verb;
+use crate::container::exec::{self, Output};
+use crate::container::reopen;
+use crate::context::{Context, new_sandbox_id};
+use crate::error::{Error, Kind, Result};
+use crate::key::SandboxKey;
+use crate::pod::{Pod, Request, Run, Start, Task};
+use crate::record::{Encoded, SandboxPhase, SandboxRecord, VERSION};
+use crate::sandbox;
+use crate::status;
+
+/// Pods and containers. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Lifecycle {
+    pub(crate) context: Arc<Context>,
+}
+
+impl Lifecycle {
+    /// Over what all pods share. [`Lifecycle::recover`] comes before the first request.
+    pub fn new(context: Arc<Context>) -> Self {
+        Self { context }
+    }
+
+    /// What all pods share.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// RunPodSandbox: returns when the sandbox is ready.
+    ///
+    /// # Errors
+    /// A wrong field; an existing sandbox of the same name that differs; a step that failed, of which nothing is left.
+    pub async fn run_pod_sandbox(&self, config: v1::PodSandboxConfig, handler: &str) -> Result<SandboxId> {
+        let key = SandboxKey::of(&config)?;
+        sandbox::run::validate(&self.context, &config, handler)?;
+        let config = Arc::new(config);
+        loop {
+            let pod = self.reserve(&key, &config, handler)?;
+            let (config, handler) = (config.clone(), handler.to_owned());
+            match pod.ask(|reply| Request::Run { config, handler, reply }).await {
+                Ok(Run::Ready) => {
+                    pod.claim(None).await;
+                    return Ok(pod.id);
+                }
+                Ok(Run::Gone) => {}
+                // The name was given back between the look-up and the question.
+                Err(error) if error.kind() == Kind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The pod of a key, made if there is none. The lock is held for the look-up only; nothing in it waits.
+    fn reserve(&self, key: &SandboxKey, config: &Arc<v1::PodSandboxConfig>, handler: &str) -> Result<Pod> {
+        let parent = config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()).unwrap_or_default();
+        let cgroup_parent = self.context.cgroup_parent(parent)?;
+        let mut names = self.context.names();
+        if let Some(pod) = names.get(key) {
+            return Ok(pod.clone());
+        }
+        let record = SandboxRecord {
+            version: VERSION,
+            id: new_sandbox_id()?,
+            boot_id: self.context.boot_id.clone(),
+            created_at: self.context.clock.now(),
+            phase: SandboxPhase::Creating,
+            claimed: false,
+            torn_down: false,
+            runtime_handler: handler.to_owned(),
+            cgroup_parent,
+            config: Encoded(config.clone()),
+            ips: Vec::new(),
+            monitor: None,
+            init: None,
+        };
+        let (pod, requests) = Pod::new(record.id);
+        names.insert(key.clone(), pod.clone());
+        Task::spawn(&self.context, (pod.clone(), requests), record, Start::Create);
+        Ok(pod)
+    }
+
+    /// StopPodSandbox. An unknown ID is success.
+    ///
+    /// # Errors
+    /// Something could not be ended or given back; the call can be repeated.
+    pub async fn stop_pod_sandbox(&self, id: &str) -> Result<()> {
+        match self.context.index.pod(id) {
+            Ok(view) => or_gone(view.pod.ask(|reply| Request::Stop { reply }).await),
+            Err(error) => or_gone(Err(error)),
+        }
+    }
+
+    /// RemovePodSandbox. An unknown ID is success.
+    ///
+    /// # Errors
+    /// Something could not be ended or removed; the call can be repeated.
+    pub async fn remove_pod_sandbox(&self, id: &str) -> Result<()> {
+        match self.context.index.pod(id) {
+            Ok(view) => or_gone(view.pod.ask(|reply| Request::Remove { reply }).await),
+            Err(error) => or_gone(Err(error)),
+        }
+    }
+
+    /// CreateContainer: returns when its process waits for the start.
+    ///
+    /// # Errors
+    /// A wrong field; an unknown sandbox or one that is not ready; an existing container of the same name that differs;
+    /// a step that failed, of which nothing is left.
+    pub async fn create_container(&self, sandbox: &str, config: v1::ContainerConfig) -> Result<ContainerId> {
+        let view = self.context.index.pod(sandbox)?;
+        let config = Arc::new(config);
+        let id = view.pod.ask(|reply| Request::Create { config, reply }).await?;
+        view.pod.claim(Some(id)).await;
+        Ok(id)
+    }
+
+    /// StartContainer.
+    ///
+    /// # Errors
+    /// Unknown, or not in a state that allows it; the runtime failed.
+    pub async fn start_container(&self, id: &str) -> Result<()> {
+        self.act(Verb::Start, id, Duration::ZERO).await
+    }
+
+    /// StopContainer, with the grace before SIGKILL. An unknown ID is success.
+    ///
+    /// # Errors
+    /// It does not die.
+    pub async fn stop_container(&self, id: &str, grace: Duration) -> Result<()> {
+        or_gone(self.act(Verb::Stop, id, grace).await)
+    }
+
+    /// RemoveContainer; a running one is killed. An unknown ID is success.
+    ///
+    /// # Errors
+    /// It does not die, or something of it could not be removed; the call can be repeated.
+    pub async fn remove_container(&self, id: &str) -> Result<()> {
+        or_gone(self.act(Verb::Remove, id, Duration::ZERO).await)
+    }
+
+    async fn act(&self, verb: Verb, id: &str, grace: Duration) -> Result<()> {
+        let (view, record) = self.context.index.container(id)?;
+        view.pod.ask(|reply| Request::Act { verb, id: record.id, grace, reply }).await
+    }
+
+    /// ReopenContainerLog.
+    ///
+    /// # Errors
+    /// Unknown, not running, or the file can't be made; there is no new file then.
+    pub async fn reopen_container_log(&self, id: &str) -> Result<()> {
+        let (view, record) = self.context.index.container(id)?;
+        let client = view.pod.monitor().ok_or_else(|| {
+            Error::new(Kind::FailedPrecondition, format!("container {} has lost its monitor", record.id))
+        })?;
+        reopen::reopen(&client, &record).await
+    }
+
+    /// ExecSync: runs a command, at most `limit` (zero: without limit).
+    ///
+    /// # Errors
+    /// Unknown or not running; DeadlineExceeded when it did not end in time, with its whole tree dead.
+    pub async fn exec_sync(&self, id: &str, command: &[String], limit: Duration) -> Result<Output> {
+        let (view, record) = self.context.index.container(id)?;
+        exec::exec(&self.context, &view, &record, command, limit).await
+    }
+
+    /// ListPodSandbox.
+    pub fn list_pod_sandboxes(&self, filter: Option<&v1::PodSandboxFilter>) -> Vec<v1::PodSandbox> {
+        let pods = self.context.index.pods();
+        let shown = pods.iter().filter(|view| view.listed() && status::sandbox_passes(&view.sandbox, filter));
+        shown.map(|view| status::sandbox_entry(&view.sandbox)).collect()
+    }
+
+    /// ListContainers.
+    pub fn list_containers(&self, filter: Option<&v1::ContainerFilter>) -> Vec<v1::Container> {
+        let pods = self.context.index.pods();
+        let containers = pods.iter().flat_map(|view| view.listed_containers());
+        containers
+            .filter(|record| status::container_passes(record, filter))
+            .map(|record| status::container_entry(record))
+            .collect()
+    }
+
+    /// How many monitors answer, for Status: a read of snapshots, nobody is asked.
+    pub fn connected_monitors(&self) -> usize {
+        let pods = self.context.index.pods();
+        pods.iter().filter(|view| view.pod.monitor().is_some_and(|client| !client.is_closed())).count()
+    }
+}
+
+/// What is gone is stopped and removed.
+fn or_gone(result: Result<()>) -> Result<()> {
+    match result {
+        Err(error) if error.kind() == Kind::NotFound => Ok(()),
+        other => other,
+    }
+}

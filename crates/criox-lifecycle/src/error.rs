@@ -1,0 +1,118 @@
+//! What can go wrong, by kind: the edge turns a kind into a gRPC code and never looks at the text.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a caller can do about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The request itself is wrong; repeating it is of no use.
+    InvalidArgument,
+    /// No sandbox, container or image of that ID.
+    NotFound,
+    /// Another object, which was handed to a caller, holds the name.
+    AlreadyExists,
+    /// The object is not in a state that allows the request.
+    FailedPrecondition,
+    /// A stage did not end in its time.
+    DeadlineExceeded,
+    /// Something outside of criox failed: the OCI runtime, a CNI plugin, the kernel.
+    Failed,
+    /// The operation ended because the object it worked on was undone.
+    Cancelled,
+}
+
+/// An error of a lifecycle operation. It can be shared, for several callers may have joined the operation.
+#[derive(Debug, Clone)]
+pub struct Error {
+    kind: Kind,
+    message: String,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+/// The result of a lifecycle operation.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error of the kind; the message names the object and what to do.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None }
+    }
+
+    /// With the error that caused it, whose text the message must not repeat.
+    #[must_use]
+    pub fn because(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.source = Some(Arc::new(source));
+        self
+    }
+
+    /// A failure of something outside.
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self::new(Kind::Failed, message)
+    }
+
+    /// A request that is wrong in the named field.
+    pub fn invalid(field: &str, reason: impl fmt::Display) -> Self {
+        Self::new(Kind::InvalidArgument, format!("{field}: {reason}"))
+    }
+
+    /// A container that does not exist.
+    pub fn no_container(id: &str) -> Self {
+        Self::new(Kind::NotFound, format!("container {id:?} does not exist"))
+    }
+
+    /// A sandbox that does not exist.
+    pub fn no_sandbox(id: &str) -> Self {
+        Self::new(Kind::NotFound, format!("pod sandbox {id:?} does not exist"))
+    }
+
+    /// A wait that ended without its event.
+    pub fn timed_out(stage: &str, object: &str, after: Duration, advice: &str) -> Self {
+        Self::new(
+            Kind::DeadlineExceeded,
+            format!("{stage} of {object} did not end within {:.1} s; {advice}", after.as_secs_f64()),
+        )
+    }
+
+    /// What the caller can do about it.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The message and its causes, once each, joined with colons.
+    pub fn chain(&self) -> String {
+        let mut text = self.message.clone();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            text.push_str(": ");
+            text.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        text
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|source| source as &(dyn std::error::Error + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chain_names_each_cause_once() {
+        let error = Error::failed("start of container c1").because(std::io::Error::other("no such file"));
+        assert_eq!(error.chain(), "start of container c1: no such file");
+        assert_eq!(error.to_string(), "start of container c1");
+    }
+}

@@ -1,0 +1,295 @@
+//! Runtime handlers: the OCI runtimes of the configuration, each probed once for what it accepts.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criox_config::RuntimeHandler;
+use criox_cri::ids::ContainerId;
+use criox_monitor_api::proto;
+use criox_spec::HandlerFeatures;
+use serde::Deserialize;
+use tokio::process::Command;
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
+
+use crate::error::{Error, Kind, Result};
+
+/// A runtime that does not say what it can within this time is taken to have no features.
+const PROBE: Duration = Duration::from_secs(5);
+/// How long a runtime that is called without a monitor may take to delete.
+const DELETE: Duration = Duration::from_secs(30);
+/// The search path of a handler without `runtime_path`.
+const SEARCH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// All handlers.
+#[derive(Debug)]
+pub struct Handlers {
+    table: BTreeMap<String, Arc<Handler>>,
+    default: String,
+    no_pivot: bool,
+    systemd_cgroup: bool,
+}
+
+/// One handler.
+#[derive(Debug)]
+pub struct Handler {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its configuration.
+    pub config: RuntimeHandler,
+    probed: OnceCell<Probed>,
+}
+
+/// What was found by calling the runtime.
+#[derive(Debug, Default)]
+struct Probed {
+    oci_version_max: String,
+    mount_options: Vec<String>,
+    idmapped_mounts: bool,
+    exec_cgroup_flag: bool,
+}
+
+/// The part of `<runtime> features` (OCI runtime specification, features.md) that is looked at.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Features {
+    #[serde(default)]
+    oci_version_max: String,
+    #[serde(default)]
+    mount_options: Vec<String>,
+    #[serde(default)]
+    linux: Option<LinuxFeatures>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LinuxFeatures {
+    #[serde(default)]
+    mount_extensions: Option<MountExtensions>,
+}
+
+#[derive(Debug, Deserialize)]
+struct MountExtensions {
+    #[serde(default)]
+    idmap: Option<Idmap>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Idmap {
+    #[serde(default)]
+    enabled: Option<bool>,
+}
+
+impl Handlers {
+    /// The handlers of a configuration.
+    pub fn new(
+        runtimes: &BTreeMap<String, RuntimeHandler>,
+        default: &str,
+        no_pivot: bool,
+        systemd_cgroup: bool,
+    ) -> Self {
+        let table = runtimes
+            .iter()
+            .map(|(name, config)| {
+                let config = match (config.inherit_default_runtime, runtimes.get(default)) {
+                    (true, Some(default)) => RuntimeHandler {
+                        runtime_path: default.runtime_path.clone(),
+                        runtime_type: default.runtime_type.clone(),
+                        runtime_root: default.runtime_root.clone(),
+                        runtime_config_path: default.runtime_config_path.clone(),
+                        ..config.clone()
+                    },
+                    _ => config.clone(),
+                };
+                let handler = Handler { name: name.clone(), config, probed: OnceCell::new() };
+                (name.clone(), Arc::new(handler))
+            })
+            .collect();
+        Self { table, default: default.into(), no_pivot, systemd_cgroup }
+    }
+
+    /// The handler of a request; empty means the default.
+    ///
+    /// # Errors
+    /// No handler has the name.
+    pub fn get(&self, name: &str) -> Result<Arc<Handler>> {
+        let wanted = if name.is_empty() { &self.default } else { name };
+        self.table.get(wanted).cloned().ok_or_else(|| {
+            let known = self.table.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            Error::new(
+                Kind::InvalidArgument,
+                format!(
+                    "runtime handler {wanted:?} is not configured (there are: {known}); add [crio.runtime.runtimes.{wanted}] or correct the RuntimeClass"
+                ),
+            )
+        })
+    }
+
+    /// All handlers, by name.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Handler>> {
+        self.table.values()
+    }
+
+    /// The name of the default.
+    pub fn default_name(&self) -> &str {
+        &self.default
+    }
+
+    /// How the monitor is to call the handler's runtime.
+    ///
+    /// # Errors
+    /// The program is absent, or the type of runtime is one that this version does not drive.
+    pub async fn runtime(&self, handler: &Handler) -> Result<proto::Runtime> {
+        let path = handler.program()?;
+        let probed = handler.probed(&path).await;
+        let mut env = handler.config.monitor_env.clone();
+        // The runtime looks up its hooks and helpers by PATH.
+        if !env.iter().any(|entry| entry.starts_with("PATH=")) {
+            env.push(format!("PATH={SEARCH}"));
+        }
+        Ok(proto::Runtime {
+            path: path.to_string_lossy().into_owned(),
+            root: handler.config.root().to_string_lossy().into_owned(),
+            systemd_cgroup: self.systemd_cgroup,
+            env,
+            exec_cgroup_flag: probed.exec_cgroup_flag,
+            no_pivot: self.no_pivot,
+        })
+    }
+
+    /// `delete --force` of a container whose monitor has gone.
+    ///
+    /// # Errors
+    /// The runtime is absent, fails, or does not end in time.
+    pub(crate) async fn delete(&self, handler: &str, container: &ContainerId) -> Result<()> {
+        let handler = self.get(handler)?;
+        let runtime = self.runtime(&handler).await?;
+        let mut command = Command::new(&runtime.path);
+        command.env_clear().envs(runtime.env.iter().filter_map(|pair| pair.split_once('=')));
+        command.args(["--root", &runtime.root]);
+        if runtime.systemd_cgroup {
+            command.arg("--systemd-cgroup");
+        }
+        command.args(["delete", "--force", container.as_str()]).stdin(Stdio::null()).kill_on_drop(true);
+        let failed = || Error::failed(format!("{} delete of container {container}", runtime.path));
+        match timeout(DELETE, command.output()).await {
+            Ok(Ok(output)) if output.status.success() => Ok(()),
+            Ok(Ok(output)) => {
+                let text = String::from_utf8_lossy(&output.stderr);
+                // Both dialects say so of a container they have never known.
+                if text.contains("does not exist") || text.contains("No such file") {
+                    return Ok(());
+                }
+                Err(failed().because(std::io::Error::other(text.trim().to_owned())))
+            }
+            Ok(Err(error)) => Err(failed().because(error)),
+            Err(_) => Err(Error::timed_out(
+                "delete",
+                &format!("container {container}"),
+                DELETE,
+                "the runtime hangs",
+            )),
+        }
+    }
+}
+
+impl Handler {
+    /// The runtime's program.
+    ///
+    /// # Errors
+    /// Absent or not executable, or a type of runtime that this version does not drive.
+    pub fn program(&self) -> Result<PathBuf> {
+        if self.config.kind() != "oci" {
+            return Err(Error::new(
+                Kind::FailedPrecondition,
+                format!(
+                    "runtime handler {:?} has runtime_type {:?}, which this version of criox does not drive; use \"oci\"",
+                    self.name,
+                    self.config.kind()
+                ),
+            ));
+        }
+        self.config.program(&self.name, SEARCH).map_err(|reason| {
+            Error::new(
+                Kind::FailedPrecondition,
+                format!(
+                    "runtime handler {:?}: {reason}; install the runtime or correct its runtime_path",
+                    self.name
+                ),
+            )
+        })
+    }
+
+    /// What it accepts, for the specification.
+    pub async fn features(&self) -> HandlerFeatures {
+        let found = match self.program() {
+            Ok(path) => Some(self.probed(&path).await),
+            Err(_) => None,
+        };
+        HandlerFeatures {
+            oci_version_max: found.map(|probed| probed.oci_version_max.clone()).unwrap_or_default(),
+            recursive_read_only: found
+                .is_some_and(|probed| probed.mount_options.iter().any(|option| option == "rro")),
+            idmapped_mounts: found.is_some_and(|probed| probed.idmapped_mounts),
+            privileged_without_host_devices: self.config.privileged_without_host_devices,
+            container_min_memory: self.config.min_memory_bytes(),
+            allowed_annotations: self.config.allowed_annotations.clone(),
+            platform_runtime_path: String::new(),
+        }
+    }
+
+    /// How long CreateContainer may take.
+    pub fn create_timeout(&self) -> Duration {
+        let seconds = match self.config.container_create_timeout {
+            0 => 240,
+            seconds => seconds.max(30),
+        };
+        Duration::from_secs(seconds.unsigned_abs())
+    }
+
+    async fn probed(&self, path: &Path) -> &Probed {
+        self.probed.get_or_init(|| probe(path)).await
+    }
+}
+
+async fn probe(path: &Path) -> Probed {
+    let help = ["exec", "--help"];
+    let (features, help) = tokio::join!(output(path, &["features"]), output(path, &help));
+    let features: Option<Features> = features.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let exec_cgroup_flag = help.is_some_and(|text| String::from_utf8_lossy(&text).contains("--cgroup"));
+    match features {
+        None => Probed { exec_cgroup_flag, ..Probed::default() },
+        Some(features) => Probed {
+            oci_version_max: features.oci_version_max,
+            mount_options: features.mount_options,
+            idmapped_mounts: features
+                .linux
+                .and_then(|linux| linux.mount_extensions)
+                .and_then(|extensions| extensions.idmap)
+                .and_then(|idmap| idmap.enabled)
+                .unwrap_or(false),
+            exec_cgroup_flag,
+        },
+    }
+}
+
+/// Standard output and error of a short call, if it succeeds in time.
+async fn output(path: &Path, args: &[&str]) -> Option<Vec<u8>> {
+    let mut command = Command::new(path);
+    command.args(args).env_clear().env("PATH", SEARCH).stdin(Stdio::null()).kill_on_drop(true);
+    match timeout(PROBE, command.output()).await {
+        Ok(Ok(output)) if output.status.success() => Some([output.stdout, output.stderr].concat()),
+        Ok(Ok(_)) => None,
+        Ok(Err(error)) => {
+            tracing::warn!(runtime = %path.display(), %error, "the runtime could not be probed");
+            None
+        }
+        Err(_) => {
+            tracing::warn!(runtime = %path.display(), "the runtime did not end when probed; taking it to have no features");
+            None
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What reads answer from: the latest published state of each pod. A read takes a lock only to clone pointers;
+//! nobody holds it across I/O.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use criox_cri::ids::{ContainerId, SandboxId};
+
+use crate::error::{Error, Kind, Result};
+use crate::pod::Pod;
+use crate::record::{ContainerRecord, SandboxPhase, SandboxRecord};
+
+/// A pod as it was published last.
+#[derive(Debug, Clone)]
+pub struct PodView {
+    /// The sandbox.
+    pub sandbox: Arc<SandboxRecord>,
+    /// Its containers, also those that no call has been given yet.
+    pub containers: BTreeMap<ContainerId, Arc<ContainerRecord>>,
+    /// Where to send requests.
+    pub pod: Pod,
+}
+
+impl PodView {
+    /// Whether lists show it: a sandbox that is being created is in none.
+    pub fn listed(&self) -> bool {
+        self.sandbox.phase != SandboxPhase::Creating
+    }
+
+    /// The containers that lists show: those whose ID was given to a live call.
+    pub fn listed_containers(&self) -> impl Iterator<Item = &Arc<ContainerRecord>> {
+        self.containers.values().filter(|container| container.claimed)
+    }
+}
+
+/// All pods.
+#[derive(Debug, Default)]
+pub struct Index {
+    maps: RwLock<Maps>,
+}
+
+#[derive(Debug, Default)]
+struct Maps {
+    pods: BTreeMap<SandboxId, Arc<PodView>>,
+    containers: HashMap<ContainerId, SandboxId>,
+}
+
+impl Index {
+    /// Replaces what is shown of a pod.
+    pub(crate) fn publish(&self, view: PodView) {
+        let id = view.sandbox.id;
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = maps.pods.get(&id).cloned() {
+            for gone in old.containers.keys().filter(|container| !view.containers.contains_key(*container)) {
+                maps.containers.remove(gone);
+            }
+        }
+        for container in view.containers.keys() {
+            maps.containers.insert(*container, id);
+        }
+        maps.pods.insert(id, Arc::new(view));
+    }
+
+    /// Forgets a pod.
+    pub(crate) fn remove(&self, id: &SandboxId) {
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(view) = maps.pods.remove(id) {
+            for container in view.containers.keys() {
+                maps.containers.remove(container);
+            }
+        }
+    }
+
+    /// All pods, in the order of their IDs.
+    pub fn pods(&self) -> Vec<Arc<PodView>> {
+        self.maps.read().unwrap_or_else(PoisonError::into_inner).pods.values().cloned().collect()
+    }
+
+    /// The pod of an ID or of a prefix that only one has.
+    ///
+    /// # Errors
+    /// Empty, unknown, or a prefix of several.
+    pub fn pod(&self, id: &str) -> Result<Arc<PodView>> {
+        let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(view) = maps.pods.get(id) {
+            return Ok(view.clone());
+        }
+        if !criox_cri::ids::is_id_prefix(id) {
+            return Err(Error::no_sandbox(id));
+        }
+        let mut found = maps
+            .pods
+            .range::<str, _>((std::ops::Bound::Included(id), std::ops::Bound::Unbounded))
+            .take_while(|(full, _)| full.as_str().starts_with(id));
+        match (found.next(), found.next()) {
+            (Some((_, view)), None) => Ok(view.clone()),
+            (None, _) => Err(Error::no_sandbox(id)),
+            (Some(_), Some(_)) => Err(ambiguous("pod sandbox", id)),
+        }
+    }
+
+    /// The container of an ID or of a prefix that only one has, with its pod.
+    ///
+    /// # Errors
+    /// Empty, unknown, or a prefix of several.
+    pub fn container(&self, id: &str) -> Result<(Arc<PodView>, Arc<ContainerRecord>)> {
+        let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
+        let (container, sandbox) = match maps.containers.get_key_value(id) {
+            Some(entry) => entry,
+            None if !criox_cri::ids::is_id_prefix(id) => return Err(Error::no_container(id)),
+            None => {
+                let mut found = maps.containers.iter().filter(|(full, _)| full.as_str().starts_with(id));
+                match (found.next(), found.next()) {
+                    (Some(entry), None) => entry,
+                    (None, _) => return Err(Error::no_container(id)),
+                    (Some(_), Some(_)) => return Err(ambiguous("container", id)),
+                }
+            }
+        };
+        let view = maps.pods.get(sandbox).ok_or_else(|| Error::no_container(id))?;
+        let record = view.containers.get(container).ok_or_else(|| Error::no_container(id))?;
+        Ok((view.clone(), record.clone()))
+    }
+}
+
+fn ambiguous(what: &str, id: &str) -> Error {
+    Error::new(
+        Kind::InvalidArgument,
+        format!("{id:?} is the beginning of several {what} IDs; give more digits"),
+    )
+}

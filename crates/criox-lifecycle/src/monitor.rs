@@ -1,0 +1,283 @@
+//! The pods' monitors: launched, found again, ended. Everything else is asked of them through
+//! [`criox_monitor_api::client`].
+
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criox_cri::ids::ContainerId;
+use criox_monitor_api::client::{CallError, Client, ConnectError};
+use criox_monitor_api::proto::{
+    self, Event, ExitFacts, ListReply, container_state, event, failure, reply, request,
+};
+use criox_sys::cgroup::Driver;
+use criox_sys::process::{Pidfd, SpawnSpec};
+use criox_sys::socket;
+use serde::Deserialize;
+use tokio::sync::mpsc;
+
+use crate::context::{Context, blocking};
+use crate::error::{Error, Kind, Result};
+use crate::paths::RunDir;
+use crate::record::{ProcessIdentity, SandboxRecord};
+
+/// A monitor that does not answer within this time counts as silent; stop and remove then act without it.
+pub(crate) const ANSWER: Duration = Duration::from_secs(5);
+/// From the start of the process to its hello.
+const LAUNCH: Duration = Duration::from_secs(10);
+/// How long a monitor that was asked to end may take.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// Its memory matters more than that of the pods it serves, and less than the daemon's.
+const OOM_SCORE_ADJ: i32 = -998;
+
+/// A connection and the events that come over it.
+pub(crate) type Connection = (Client, mpsc::Receiver<Event>);
+
+/// The cgroup in which a pod's monitor is born: outside of the daemon's service, so that restarting that with
+/// `KillMode=control-group` ends no monitor, and outside of the pod unless `monitor_cgroup` is `pod`.
+pub(crate) fn cgroup(context: &Context, sandbox: &SandboxRecord) -> Result<String> {
+    let setting = context.handlers.get(&sandbox.runtime_handler)?.config.monitor_cgroup.clone();
+    let name = format!("crio-conmon-{}", sandbox.id);
+    let failed =
+        |error| Error::failed(format!("cgroup of the monitor of pod sandbox {}", sandbox.id)).because(error);
+    match (context.driver(), setting.as_str()) {
+        (Driver::Cgroupfs, "pod") => Ok(format!("{}/{name}", sandbox.cgroup_parent)),
+        (Driver::Cgroupfs, _) => Ok(format!("/crio/{name}")),
+        (Driver::Systemd, "pod") => {
+            let slice = sandbox.cgroup_parent.rsplit('/').next().unwrap_or_default();
+            Ok(format!("{}/{name}.scope", criox_sys::cgroup::slice_path(slice).map_err(failed)?))
+        }
+        (Driver::Systemd, slice) => {
+            let slice = if slice.is_empty() { "system.slice" } else { slice };
+            Ok(format!("{}/{name}.scope", criox_sys::cgroup::slice_path(slice).map_err(failed)?))
+        }
+    }
+}
+
+/// Starts the monitor of a pod, whose run directory exists, and connects to it.
+pub(crate) async fn launch(
+    context: &Arc<Context>,
+    sandbox: &SandboxRecord,
+) -> Result<(Connection, ProcessIdentity)> {
+    let run = context.paths.run(sandbox.id.as_str());
+    let group = cgroup(context, sandbox)?;
+    let object = format!("pod sandbox {}", sandbox.id);
+    let env = context.handlers.get(&sandbox.runtime_handler)?.config.monitor_env.clone();
+    let identity = {
+        let (context, run, id) = (context.clone(), run.clone(), sandbox.id);
+        let work = move || spawn(&context, &run, &group, id.as_str(), &env);
+        blocking("launch of the monitor", &object, LAUNCH, work).await?
+    };
+    match connect(&run).await {
+        Ok(connected) => Ok((connected, identity)),
+        Err(error) => {
+            // Nobody knows its number yet but we.
+            if let Err(error) = end(None, Some(identity), &object).await {
+                tracing::warn!(error = error.chain(), "a monitor that does not answer lives on");
+            }
+            Err(Error::failed(format!("monitor of {object}")).because(error))
+        }
+    }
+}
+
+fn spawn(context: &Context, run: &RunDir, group: &str, id: &str, env: &[String]) -> Result<ProcessIdentity> {
+    let failed = |what: &str| Error::failed(format!("launch of the monitor of pod sandbox {id}: {what}"));
+    let cgroup = context
+        .cgroups
+        .create(group, &["memory", "name=systemd"])
+        .and_then(|()| context.cgroups.enter_handle(group))
+        .map_err(|error| failed("its cgroup").because(error))?;
+    let started = || -> std::io::Result<_> {
+        let listener = socket::bind_listen(&run.monitor_socket(), 16)?;
+        let log = std::fs::OpenOptions::new().append(true).create(true).open(run.monitor_log())?;
+        let mut spec = SpawnSpec::new(&context.monitor_program)?;
+        spec.arg("--sandbox-id")?.arg(id)?.arg("--run-dir")?.arg(run.path())?;
+        for pair in env {
+            spec.env(pair)?;
+        }
+        spec.fd(listener.as_fd(), 0)
+            .fd(log.as_fd(), 2)
+            .cgroup(&cgroup)
+            .new_session()
+            .oom_score_adj(OOM_SCORE_ADJ);
+        Ok(spec.spawn())
+    };
+    let monitor = started()
+        .map_err(|error| failed("its socket and log").because(error))?
+        .map_err(|error| failed("criox-monitor must lie beside criox and be executable").because(error))?;
+    let pid = monitor.pid();
+    let start_time =
+        criox_sys::process::start_time(pid).map_err(|error| failed("its start time").because(error))?;
+    Ok(ProcessIdentity { pid, start_time })
+}
+
+/// Connects to the monitor of a run directory and follows its events from now on.
+pub(crate) async fn connect(run: &RunDir) -> std::result::Result<Connection, ConnectError> {
+    let path = run.monitor_socket();
+    let (client, _, events) = Client::connect(&path, ANSWER).await?;
+    let subscribe = request::Verb::Subscribe(proto::Subscribe { after: 0 });
+    client.done(subscribe, ANSWER).await.map_err(|source| ConnectError::Hello { path, source })?;
+    Ok((client, events))
+}
+
+/// What the monitor knows.
+pub(crate) async fn list(client: &Client) -> std::result::Result<ListReply, CallError> {
+    match client.call(request::Verb::List(proto::List {}), ANSWER).await? {
+        reply::Result::List(list) => Ok(list),
+        _ => Err(CallError::Unexpected),
+    }
+}
+
+/// Puts the exits that a list knows before the events that follow, for a client that has lost some.
+pub(crate) async fn relist(client: Client, mut events: mpsc::Receiver<Event>, to: mpsc::Sender<Event>) {
+    if let Ok(list) = list(&client).await {
+        for container in list
+            .containers
+            .into_iter()
+            .filter(|container| container.phase() == container_state::Phase::Exited)
+        {
+            let exited = proto::Exited { container_id: container.container_id, exit: container.exit };
+            let event = Event { number: 0, kind: Some(event::Kind::Exited(exited)) };
+            if to.send(event).await.is_err() {
+                return;
+            }
+        }
+    }
+    drop(client);
+    while let Some(event) = events.recv().await {
+        if to.send(event).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The exit record that the monitor left on disk, if it wrote one.
+pub(crate) async fn exit_record(run: &RunDir, container: &ContainerId) -> Option<ExitFacts> {
+    let path = run.exit_record(container.as_str());
+    tokio::task::spawn_blocking(move || read_exit_record(&path)).await.ok().flatten()
+}
+
+/// As [`exit_record`], for callers that may block.
+pub(crate) fn read_exit_record(path: &Path) -> Option<ExitFacts> {
+    let record: ExitRecord = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    (record.version <= EXIT_RECORD_VERSION).then_some(ExitFacts {
+        exit_code: record.exit_code,
+        signal: record.signal,
+        oom_killed: record.oom_killed,
+        finished_at: record.finished_at,
+    })
+}
+
+/// The newest form of exit records that is read.
+const EXIT_RECORD_VERSION: u32 = 1;
+
+/// `exits/<container>` in the run directory, as the monitor writes it.
+#[derive(Debug, Deserialize)]
+struct ExitRecord {
+    version: u32,
+    exit_code: i32,
+    #[serde(default)]
+    signal: i32,
+    #[serde(default)]
+    oom_killed: bool,
+    finished_at: i64,
+}
+
+/// Ends a monitor: asks it to, then kills it; waits until it is gone and reaps it where it is ours.
+///
+/// # Errors
+/// It lives on after SIGKILL.
+pub(crate) async fn end(
+    client: Option<&Client>,
+    identity: Option<ProcessIdentity>,
+    object: &str,
+) -> Result<()> {
+    if let Some(client) = client {
+        let asked = client.done(request::Verb::Shutdown(proto::Shutdown {}), ANSWER).await;
+        if let Err(error) = asked {
+            tracing::debug!(object, %error, "the monitor did not end when asked");
+        }
+    }
+    let Some(identity) = identity else { return Ok(()) };
+    let object = object.to_owned();
+    blocking("end of the monitor", &object.clone(), ANSWER * 2, move || kill(identity, PATIENCE, &object))
+        .await
+}
+
+fn kill(identity: ProcessIdentity, patience: Duration, object: &str) -> Result<()> {
+    if !criox_sys::process::is_alive(identity.pid, identity.start_time) {
+        reap(identity.pid);
+        return Ok(());
+    }
+    let failed = |error| Error::failed(format!("end of the monitor of {object}")).because(error);
+    let monitor = match Pidfd::open(identity.pid) {
+        Ok(monitor) => monitor,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    if !monitor.wait_ended(patience).map_err(failed)? {
+        match monitor.send_signal(9) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        if !monitor.wait_ended(ANSWER).map_err(failed)? {
+            return Err(Error::timed_out(
+                "end of the monitor",
+                object,
+                ANSWER,
+                "it does not die of SIGKILL: it waits in the kernel",
+            ));
+        }
+    }
+    // Another process's child is reaped by that.
+    drop(monitor.try_reap());
+    Ok(())
+}
+
+/// A dead child keeps its number until it is reaped.
+fn reap(pid: i32) {
+    if let Ok(monitor) = Pidfd::open(pid)
+        && matches!(monitor.wait_ended(Duration::ZERO), Ok(true))
+    {
+        drop(monitor.try_reap());
+    }
+}
+
+/// The monitor's refusal as an error of the operation.
+pub(crate) fn refused(operation: &str, object: &str, error: CallError) -> Error {
+    let kind = match (&error, error.refusal()) {
+        (_, Some(failure::Kind::NotFound)) => Kind::NotFound,
+        (_, Some(failure::Kind::WrongState | failure::Kind::RuntimeMissing | failure::Kind::Unsupported)) => {
+            Kind::FailedPrecondition
+        }
+        (CallError::Silent(_), _) | (_, Some(failure::Kind::RuntimeTimeout)) => Kind::DeadlineExceeded,
+        _ => Kind::Failed,
+    };
+    Error::new(kind, format!("{operation} of {object}")).because(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(bytes: &[u8]) -> Option<ExitFacts> {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::io::Write::write_all(&mut file.as_file(), bytes).expect("it takes bytes");
+        read_exit_record(file.path())
+    }
+
+    #[test]
+    fn exit_records_of_version_one_are_read_for_ever() {
+        let golden = br#"{"version":1,"container_id":"c","exit_code":137,"signal":9,"oom_killed":true,"finished_at":7}"#;
+        let facts = check(golden).expect("a golden record");
+        assert_eq!((facts.exit_code, facts.signal, facts.oom_killed, facts.finished_at), (137, 9, true, 7));
+    }
+
+    #[test]
+    fn torn_and_later_exit_records_are_none() {
+        assert!(check(b"").is_none());
+        assert!(check(br#"{"version":1,"exit_co"#).is_none());
+        assert!(check(br#"{"version":2,"exit_code":0,"finished_at":7}"#).is_none());
+    }
+}

@@ -1,0 +1,84 @@
+//! Names that CRI-O gives, for tools that look for them and for a node that goes back to it.
+
+use criox_store::Timestamp;
+
+use crate::record::{ContainerRecord, SandboxRecord};
+
+/// `k8s_<pod>_<namespace>_<uid>_<attempt>`.
+pub(crate) fn sandbox(sandbox: &SandboxRecord) -> String {
+    let metadata = sandbox.config.0.metadata.clone().unwrap_or_default();
+    format!("k8s_{}_{}_{}_{}", metadata.name, metadata.namespace, metadata.uid, metadata.attempt)
+}
+
+/// `k8s_<container>_<pod>_<namespace>_<uid>_<attempt>`.
+pub(crate) fn container(sandbox: &SandboxRecord, container: &ContainerRecord) -> String {
+    let pod = sandbox.config.0.metadata.clone().unwrap_or_default();
+    let own = container.config.0.metadata.clone().unwrap_or_default();
+    format!("k8s_{}_{}_{}_{}_{}", own.name, pod.name, pod.namespace, pod.uid, own.attempt)
+}
+
+/// The metadata of a storage container: whose it is, so that others leave it alone and a sweep finds it.
+pub(crate) fn storage_metadata(sandbox: &SandboxRecord, container: &ContainerRecord) -> String {
+    let pod = sandbox.config.0.metadata.clone().unwrap_or_default();
+    let own = container.config.0.metadata.clone().unwrap_or_default();
+    let security = container.config.0.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    serde_json::json!({
+        "pod-name": self::sandbox(sandbox),
+        "pod-id": sandbox.id.as_str(),
+        "image-name": container.image.name,
+        "image-id": container.image.id,
+        "name": self::container(sandbox, container),
+        "metadata-name": own.name,
+        "uid": pod.uid,
+        "namespace": pod.namespace,
+        "created-at": container.created_at / 1_000_000_000,
+        "attempt": own.attempt,
+        "privileged": security.is_some_and(|security| security.privileged),
+    })
+    .to_string()
+}
+
+/// The sandbox that a storage container belongs to, by its metadata: none for those of other programs.
+pub(crate) fn owner_of(metadata: &str) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_str(metadata).ok()?;
+    let text = |key: &str| value.get(key).and_then(serde_json::Value::as_str).filter(|text| !text.is_empty());
+    text("pod-name").and(text("pod-id")).map(str::to_owned)
+}
+
+/// Nanoseconds since the epoch as RFC 3339 in UTC.
+pub(crate) fn rfc3339(nanoseconds: i64) -> String {
+    let seconds = nanoseconds.div_euclid(1_000_000_000);
+    let rest = nanoseconds.rem_euclid(1_000_000_000);
+    Timestamp { seconds, nanoseconds: u32::try_from(rest).unwrap_or(0) }.to_string()
+}
+
+/// The host name in the pod's UTS namespace: the request's, the node's with host network, else twelve digits of the ID.
+pub(crate) fn hostname(sandbox: &SandboxRecord) -> String {
+    let config = &sandbox.config.0;
+    if !config.hostname.is_empty() {
+        return config.hostname.clone();
+    }
+    let options = crate::status::namespace_options(config);
+    if options.network() == criox_cri::v1::NamespaceMode::Node {
+        return rustix::system::uname().nodename().to_string_lossy().into_owned();
+    }
+    sandbox.id.short().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_storage_containers_with_a_pod_are_ours() {
+        assert_eq!(owner_of(r#"{"pod-name":"k8s_a_b_c_0","pod-id":"abc"}"#), Some("abc".into()));
+        assert_eq!(owner_of(r#"{"pod-name":"","pod-id":"abc"}"#), None);
+        assert_eq!(owner_of(r#"{"image-name":"x"}"#), None);
+        assert_eq!(owner_of(""), None);
+    }
+
+    #[test]
+    fn times_are_written_in_utc_with_nanoseconds() {
+        assert_eq!(rfc3339(1_475_712_429_794_202_000), "2016-10-06T00:07:09.794202Z");
+    }
+}

@@ -1,0 +1,93 @@
+//! One task owns a sandbox and its containers. Requests and the monitor's events come through bounded queues; long
+//! work runs beside the task and reports back, so that no work of a pod blocks another request for it.
+
+mod settle;
+mod task;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use criox_cri::ids::{ContainerId, SandboxId};
+use criox_cri::v1;
+use criox_monitor_api::client::Client;
+use tokio::sync::{mpsc, oneshot};
+
+pub(crate) use settle::exit_of;
+pub(crate) use task::{Start, Task};
+
+use crate::admit::Verb;
+use crate::error::{Error, Kind, Result};
+
+/// Requests that may wait for a pod's task; a kubelet has a handful.
+const QUEUE: usize = 64;
+
+pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
+
+/// What the task of a pod is asked.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// RunPodSandbox with this pod's key: answers when the sandbox is ready, or gone.
+    Run { config: Arc<v1::PodSandboxConfig>, handler: String, reply: Reply<Run> },
+    /// A live call is about to be given the ID: of a container, or of the sandbox.
+    Claim { container: Option<ContainerId>, reply: oneshot::Sender<()> },
+    /// CreateContainer.
+    Create { config: Arc<v1::ContainerConfig>, reply: Reply<ContainerId> },
+    /// A verb for a container; the grace is StopContainer's.
+    Act { verb: Verb, id: ContainerId, grace: Duration, reply: Reply<()> },
+    /// StopPodSandbox.
+    Stop { reply: Reply<()> },
+    /// RemovePodSandbox.
+    Remove { reply: Reply<()> },
+}
+
+/// The answer to [`Request::Run`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Run {
+    /// This sandbox is the answer.
+    Ready,
+    /// An unclaimed sandbox of the key, made for another request, has been undone: make a new one.
+    Gone,
+}
+
+/// Where to reach a pod: cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Pod {
+    pub(crate) id: SandboxId,
+    queue: mpsc::Sender<Request>,
+    monitor: Arc<Mutex<Option<Client>>>,
+}
+
+impl Pod {
+    pub(crate) fn new(id: SandboxId) -> (Self, mpsc::Receiver<Request>) {
+        let (queue, requests) = mpsc::channel(QUEUE);
+        (Self { id, queue, monitor: Arc::default() }, requests)
+    }
+
+    /// The connection to the pod's monitor, while there is one.
+    pub(crate) fn monitor(&self) -> Option<Client> {
+        self.monitor.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_monitor(&self, client: Option<Client>) {
+        *self.monitor.lock().unwrap_or_else(PoisonError::into_inner) = client;
+    }
+
+    /// Sends a request and waits for its answer. The operation goes on when the caller does not wait for it.
+    pub(crate) async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T> {
+        let gone = || Error::no_sandbox(self.id.as_str());
+        let (reply, answer) = oneshot::channel();
+        self.queue.send(request(reply)).await.map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| {
+            Err(Error::new(Kind::Cancelled, format!("pod sandbox {} was removed meanwhile", self.id)))
+        })
+    }
+
+    /// Says that a live call gets the ID. Nothing is wrong when the object has gone meanwhile.
+    pub(crate) async fn claim(&self, container: Option<ContainerId>) {
+        let (reply, done) = oneshot::channel();
+        if self.queue.send(Request::Claim { container, reply }).await.is_ok() {
+            // The task answers, or ends: both end the wait.
+            drop(done.await);
+        }
+    }
+}

@@ -1,0 +1,447 @@
+//! What a pod's task does with the results of its work and with the monitor's events: write the record, swap the
+//! memory, publish, answer, send the event, in this order.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use criox_cri::ids::ContainerId;
+use criox_cri::{reasons, v1};
+use criox_monitor_api::proto::{Event, ExitFacts, event};
+use tokio::sync::mpsc;
+use tokio::task::JoinError;
+use tokio::time::Instant;
+
+use super::task::send;
+use super::{Run, Task};
+use crate::admit::Busy;
+use crate::container::log;
+use crate::container::start::Started;
+use crate::container::stop::Stopped;
+use crate::error::{Error, Result};
+use crate::record::{self, ContainerPhase, ContainerRecord, Exit, SandboxPhase, SandboxRecord};
+use crate::sandbox;
+use crate::status;
+
+/// The end of a piece of work.
+pub(crate) enum Outcome {
+    SandboxCreated(Result<sandbox::run::Created>),
+    SandboxStopped(Result<()>),
+    SandboxRemoved(Result<()>),
+    ContainerCreated(ContainerId, Box<Result<ContainerRecord>>),
+    ContainerStarted(ContainerId, Result<Started>),
+    ContainerStopped(ContainerId, Result<Stopped>),
+    ContainerRemoved(ContainerId, Result<()>),
+}
+
+impl Task {
+    pub(super) async fn settle(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::SandboxCreated(result) => self.sandbox_created(result).await,
+            Outcome::SandboxStopped(result) => self.sandbox_stopped(result).await,
+            Outcome::SandboxRemoved(result) => self.sandbox_removed(&result),
+            Outcome::ContainerCreated(id, result) => self.container_created(id, *result).await,
+            Outcome::ContainerStarted(id, result) => self.container_started(id, result).await,
+            Outcome::ContainerStopped(id, result) => self.container_stopped(id, result).await,
+            Outcome::ContainerRemoved(id, result) => self.container_removed(id, &result).await,
+        }
+    }
+
+    async fn sandbox_created(&mut self, result: Result<sandbox::run::Created>) {
+        self.busy = None;
+        match result {
+            Ok(created) => {
+                let (client, events) = created.connection;
+                self.pod.set_monitor(Some(client));
+                self.events = Some(events);
+                self.keep_sandbox(created.record).await;
+                for runner in self.runners.drain(..) {
+                    send(runner, Ok(Run::Ready));
+                }
+                let id = self.sandbox.id.to_string();
+                self.send_event(id.clone(), v1::ContainerEventType::ContainerCreatedEvent);
+                self.send_event(id, v1::ContainerEventType::ContainerStartedEvent);
+            }
+            // The work has undone it by ID already.
+            Err(error) => {
+                self.forget();
+                for runner in self.runners.drain(..) {
+                    send(runner, Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    async fn sandbox_stopped(&mut self, result: Result<()>) {
+        self.busy = None;
+        let was_ready = self.sandbox.phase == SandboxPhase::Ready;
+        let record = SandboxRecord {
+            phase: SandboxPhase::NotReady,
+            torn_down: result.is_ok(),
+            ..(*self.sandbox).clone()
+        };
+        self.pod.set_monitor(None);
+        self.events = None;
+        // Nothing runs any more, whatever could not be given back.
+        self.settle_lost(reasons::CONTAINER_STATUS_UNKNOWN, "").await;
+        self.keep_sandbox(record).await;
+        if let Err(error) = &result {
+            tracing::warn!(sandbox = %self.sandbox.id, error = error.chain(), "stop of a pod sandbox left something behind");
+        }
+        if was_ready {
+            self.send_event(self.sandbox.id.to_string(), v1::ContainerEventType::ContainerStoppedEvent);
+        }
+        for stopper in self.stoppers.drain(..) {
+            send(stopper, result.clone());
+        }
+    }
+
+    fn sandbox_removed(&mut self, result: &Result<()>) {
+        self.busy = None;
+        if result.is_ok() {
+            let events: Vec<String> = self
+                .containers
+                .values()
+                .filter(|container| container.record.claimed)
+                .map(|container| container.record.id.to_string())
+                .collect();
+            for id in events {
+                self.send_event(id, v1::ContainerEventType::ContainerDeletedEvent);
+            }
+            self.send_event(self.sandbox.id.to_string(), v1::ContainerEventType::ContainerDeletedEvent);
+            self.forget();
+        }
+        for remover in self.removers.drain(..) {
+            send(remover, result.clone());
+        }
+    }
+
+    /// The sandbox is gone: so is its name, its snapshot and, with the loop, its task.
+    fn forget(&mut self) {
+        self.context.release_name(&self.sandbox);
+        self.context.index.remove(&self.sandbox.id);
+        self.gone = true;
+    }
+
+    async fn container_created(&mut self, id: ContainerId, result: Result<ContainerRecord>) {
+        let Some(container) = self.containers.get_mut(&id) else { return };
+        container.busy = None;
+        container.since = Instant::now();
+        let creators = std::mem::take(&mut container.creators);
+        match result {
+            Ok(record) => {
+                container.record = Arc::new(record);
+                self.publish();
+                for creator in creators {
+                    send(creator, Ok(id));
+                }
+                self.apply_early_exit(id).await;
+            }
+            Err(error) => {
+                self.containers.remove(&id);
+                self.publish();
+                for creator in creators {
+                    send(creator, Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    async fn container_started(&mut self, id: ContainerId, result: Result<Started>) {
+        let Some(container) = self.containers.get_mut(&id) else { return };
+        container.busy = None;
+        match &result {
+            Ok(started) => {
+                let record = ContainerRecord {
+                    phase: ContainerPhase::Running,
+                    started_at: started.at,
+                    // A start is only asked for by who knows the ID.
+                    claimed: true,
+                    ..(*container.record).clone()
+                };
+                self.keep_container(record).await;
+                self.send_event(id.to_string(), v1::ContainerEventType::ContainerStartedEvent);
+                self.apply_early_exit(id).await;
+            }
+            Err(error) => {
+                let exit = Exit {
+                    code: 128,
+                    finished_at: self.context.clock.now(),
+                    reason: START_ERROR.into(),
+                    message: error.chain(),
+                };
+                self.end_container(id, exit).await;
+            }
+        }
+        if let Some(container) = self.containers.get_mut(&id) {
+            container.answer(&result.map(drop));
+        }
+    }
+
+    async fn container_stopped(&mut self, id: ContainerId, result: Result<Stopped>) {
+        let Some(container) = self.containers.get_mut(&id) else { return };
+        container.busy = None;
+        if let Ok(Stopped::Killed) = result
+            && container.record.phase != ContainerPhase::Exited
+        {
+            let exit = Exit {
+                code: 128 + 9,
+                finished_at: self.context.clock.now(),
+                reason: reasons::ERROR.into(),
+                message: "killed by its cgroup, for the pod's monitor did not answer".into(),
+            };
+            self.end_container(id, exit).await;
+        }
+        if let Some(container) = self.containers.get_mut(&id) {
+            container.answer(&result.map(drop));
+        }
+    }
+
+    async fn container_removed(&mut self, id: ContainerId, result: &Result<()>) {
+        let Some(container) = self.containers.get_mut(&id) else { return };
+        container.busy = None;
+        container.answer(result);
+        if result.is_err() {
+            return;
+        }
+        let (claimed, log_path) = (container.record.claimed, container.record.log_path.clone());
+        if claimed {
+            self.send_event(id.to_string(), v1::ContainerEventType::ContainerDeletedEvent);
+        }
+        self.containers.remove(&id);
+        self.publish();
+        if !claimed {
+            // Nobody was given it: its log must not decide the next attempt.
+            log::forget(&log_path).await;
+        }
+    }
+
+    pub(super) async fn claim(&mut self, container: Option<ContainerId>) {
+        match container {
+            None if !self.sandbox.claimed => {
+                self.keep_sandbox(SandboxRecord { claimed: true, ..(*self.sandbox).clone() }).await;
+            }
+            None => {}
+            Some(id) => {
+                let Some(container) = self.containers.get(&id) else { return };
+                if container.record.claimed {
+                    return;
+                }
+                let record = ContainerRecord { claimed: true, ..(*container.record).clone() };
+                self.keep_container(record).await;
+                self.send_event(id.to_string(), v1::ContainerEventType::ContainerCreatedEvent);
+            }
+        }
+    }
+
+    pub(super) async fn monitor_event(&mut self, event: Event) {
+        match event.kind {
+            Some(event::Kind::Exited(exited)) => {
+                let Some(facts) = exited.exit else { return };
+                if let Ok(id) = ContainerId::parse(&exited.container_id) {
+                    self.exited(id, facts).await;
+                }
+            }
+            Some(event::Kind::OomKilled(killed)) => {
+                tracing::info!(
+                    container = killed.container_id,
+                    "the kernel's out-of-memory killer was at work"
+                );
+            }
+            Some(event::Kind::SandboxProcessExited(process)) => {
+                tracing::warn!(sandbox = %self.sandbox.id, pid = process.pid, "process 1 of the pod has ended, and with it the pod");
+                if self.busy.is_none() && self.sandbox.phase == SandboxPhase::Ready {
+                    self.begin_stop();
+                }
+            }
+            Some(event::Kind::Lost(_)) => self.relist(),
+            None => {}
+        }
+    }
+
+    /// Asks the monitor for what the lost events said; its answers come as events of our own making.
+    fn relist(&mut self) {
+        let (Some(client), Some(events)) = (self.pod.monitor(), self.events.take()) else { return };
+        let (sender, receiver) = mpsc::channel(256);
+        self.events = Some(receiver);
+        tokio::spawn(crate::monitor::relist(client, events, sender));
+    }
+
+    async fn exited(&mut self, id: ContainerId, facts: ExitFacts) {
+        let Some(container) = self.containers.get_mut(&id) else { return };
+        match (container.busy, container.record.phase) {
+            (_, ContainerPhase::Exited) => {}
+            // The answer that makes it running is on its way.
+            (Some(Busy::Creating | Busy::Starting), _) => container.early_exit = Some(facts),
+            _ => {
+                let exit = exit_of(&facts);
+                self.end_container(id, exit).await;
+            }
+        }
+    }
+
+    async fn apply_early_exit(&mut self, id: ContainerId) {
+        let facts = self.containers.get_mut(&id).and_then(|container| container.early_exit.take());
+        if let Some(facts) = facts {
+            self.end_container(id, exit_of(&facts)).await;
+        }
+    }
+
+    /// The one place where a container becomes EXITED.
+    async fn end_container(&mut self, id: ContainerId, exit: Exit) {
+        let Some(container) = self.containers.get(&id) else { return };
+        let old = &container.record;
+        let record = ContainerRecord {
+            phase: ContainerPhase::Exited,
+            started_at: old.started_at.min(exit.finished_at),
+            process: None,
+            exit: Some(exit),
+            ..(**old).clone()
+        };
+        self.keep_container(record).await;
+        if let Some(container) = self.containers.get(&id) {
+            container.exited.send_replace(true);
+        }
+        self.send_event(id.to_string(), v1::ContainerEventType::ContainerStoppedEvent);
+        self.context.unmount_later(id);
+    }
+
+    /// Everything that still counts as alive has ended unseen.
+    async fn settle_lost(&mut self, reason: &str, message: &str) {
+        let alive: Vec<ContainerId> = self
+            .containers
+            .values()
+            .filter(|container| {
+                container.record.phase != ContainerPhase::Exited && container.busy != Some(Busy::Creating)
+            })
+            .map(|container| container.record.id)
+            .collect();
+        for id in alive {
+            let run = self.context.paths.run(self.sandbox.id.as_str());
+            let exit = crate::monitor::exit_record(&run, &id).await.map_or_else(
+                || Exit {
+                    code: reasons::UNKNOWN_EXIT_CODE,
+                    finished_at: self.context.clock.now(),
+                    reason: reason.into(),
+                    message: message.into(),
+                },
+                |facts| exit_of(&facts),
+            );
+            self.end_container(id, exit).await;
+        }
+    }
+
+    /// The connection has ended while nobody was ending the monitor: the pod is lost. Its processes are killed by
+    /// cgroup at once, and it is shown as lost without waiting for their ends.
+    pub(super) async fn monitor_gone(&mut self) {
+        self.events = None;
+        if self.busy.is_some() {
+            return;
+        }
+        tracing::error!(sandbox = %self.sandbox.id, "the pod's monitor has gone: ending the pod");
+        self.pod.set_monitor(None);
+        self.begin_stop();
+        self.keep_sandbox(SandboxRecord { phase: SandboxPhase::NotReady, ..(*self.sandbox).clone() }).await;
+        self.settle_lost(reasons::MONITOR_LOST, "the monitor of the pod died, and criox ended the pod").await;
+        self.send_event(self.sandbox.id.to_string(), v1::ContainerEventType::ContainerStoppedEvent);
+    }
+
+    /// A panic in work is a bug; the pod must not hang on it.
+    pub(super) fn work_died(&mut self, error: &JoinError) {
+        tracing::error!(sandbox = %self.sandbox.id, %error, "work of a pod ended in a panic");
+        let failed =
+            Error::failed(format!("internal error in pod sandbox {}; see the log of criox", self.sandbox.id));
+        self.busy = None;
+        for runner in self.runners.drain(..) {
+            send(runner, Err(failed.clone()));
+        }
+        for waiter in self.stoppers.drain(..).chain(self.removers.drain(..)) {
+            send(waiter, Err(failed.clone()));
+        }
+        for container in self.containers.values_mut() {
+            container.busy = None;
+            for creator in container.creators.drain(..) {
+                send(creator, Err(failed.clone()));
+            }
+            container.answer(&Err(failed.clone()));
+        }
+    }
+
+    async fn keep_sandbox(&mut self, record: SandboxRecord) {
+        let path = self.context.paths.sandbox_record(self.sandbox.id.as_str());
+        let record = Arc::new(record);
+        write_sandbox(&path, record.clone()).await;
+        self.sandbox = record;
+        self.publish();
+    }
+
+    async fn keep_container(&mut self, record: ContainerRecord) {
+        let id = record.id;
+        let record = Arc::new(record);
+        let path = self.context.paths.container_record(self.sandbox.id.as_str(), id.as_str());
+        write_container(&path, record.clone()).await;
+        if let Some(container) = self.containers.get_mut(&id) {
+            container.record = record;
+        }
+        self.publish();
+    }
+
+    fn send_event(&self, container_id: String, kind: v1::ContainerEventType) {
+        self.context.events.send(|| v1::ContainerEventResponse {
+            container_id,
+            container_event_type: kind.into(),
+            created_at: self.context.clock.now(),
+            pod_sandbox_status: Some(status::sandbox_status(&self.sandbox)),
+            containers_statuses: self
+                .containers
+                .values()
+                .filter(|container| container.record.claimed)
+                .map(|container| status::container_status(&container.record))
+                .collect(),
+        });
+    }
+}
+
+/// The reason of a container whose process could not be started.
+const START_ERROR: &str = "StartError";
+
+/// What the kubelet is told of an exit.
+pub(crate) fn exit_of(facts: &ExitFacts) -> Exit {
+    let reason = match (facts.oom_killed, facts.exit_code) {
+        (true, _) => reasons::OOM_KILLED,
+        (false, 0) => reasons::COMPLETED,
+        (false, _) => reasons::ERROR,
+    };
+    Exit {
+        code: facts.exit_code,
+        finished_at: facts.finished_at,
+        reason: reason.into(),
+        message: String::new(),
+    }
+}
+
+/// Writes beside the task's thread. A full disk does not stop the pod: memory goes on, and the record is written
+/// again at the next change.
+async fn write_container(path: &std::path::Path, record: Arc<ContainerRecord>) {
+    let path = path.to_owned();
+    log_failure(tokio::task::spawn_blocking(move || record::write(&path, &*record)).await, "container");
+}
+
+async fn write_sandbox(path: &std::path::Path, record: Arc<SandboxRecord>) {
+    let path: PathBuf = path.to_owned();
+    log_failure(tokio::task::spawn_blocking(move || record::write(&path, &*record)).await, "sandbox");
+}
+
+fn log_failure(
+    written: std::result::Result<std::result::Result<(), record::RecordError>, JoinError>,
+    what: &str,
+) {
+    let error = match written {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => Error::failed(format!("write of a {what} record")).because(error),
+        Err(error) => Error::failed(format!("write of a {what} record")).because(error),
+    };
+    tracing::error!(
+        error = error.chain(),
+        "a record was not written; a restart of criox would see an older state"
+    );
+}

@@ -1,0 +1,229 @@
+//! What is known of a sandbox and its containers after the daemon has died: one versioned JSON file each,
+//! under the graph root. A record that is absent, torn or of a later version never stops the others.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use criox_cri::ids::{ContainerId, SandboxId};
+use criox_cri::v1;
+use criox_sys::durable;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The version that this build writes, and the newest that it reads.
+pub const VERSION: u32 = 1;
+
+/// A CRI message inside a record: base64 of its protobuf encoding, so that fields of a later interface survive.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Encoded<T>(pub Arc<T>);
+
+impl<T: prost::Message> Serialize for Encoded<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&BASE64.encode(self.0.encode_to_vec()))
+    }
+}
+
+impl<'de, T: prost::Message + Default> Deserialize<'de> for Encoded<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error as _;
+        let text = String::deserialize(deserializer)?;
+        let bytes = BASE64.decode(text).map_err(D::Error::custom)?;
+        Ok(Self(Arc::new(T::decode(bytes.as_slice()).map_err(D::Error::custom)?)))
+    }
+}
+
+/// How far a sandbox has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SandboxPhase {
+    /// RunPodSandbox is at work; after a crash it is undone.
+    Creating,
+    /// Containers can be made in it.
+    Ready,
+    /// Stopped, or lost its monitor; waits for its removal.
+    NotReady,
+}
+
+/// A pod sandbox.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SandboxRecord {
+    /// [`VERSION`] of the build that wrote it.
+    pub version: u32,
+    /// The sandbox.
+    pub id: SandboxId,
+    /// `/proc/sys/kernel/random/boot_id` of the boot in which it ran.
+    pub boot_id: String,
+    /// Nanoseconds since the epoch; rises from sandbox to sandbox.
+    pub created_at: i64,
+    /// How far it has come.
+    pub phase: SandboxPhase,
+    /// Whether a live call was given its ID.
+    pub claimed: bool,
+    /// Whether everything that StopPodSandbox gives back has been given back.
+    pub torn_down: bool,
+    /// The name of the runtime handler as requested; empty for the default.
+    pub runtime_handler: String,
+    /// The request's parent, or the default: the cgroupfs notation.
+    pub cgroup_parent: String,
+    /// The request.
+    pub config: Encoded<v1::PodSandboxConfig>,
+    /// IP addresses, the primary one first.
+    #[serde(default)]
+    pub ips: Vec<String>,
+    /// The monitor's process: number and start time.
+    #[serde(default)]
+    pub monitor: Option<ProcessIdentity>,
+    /// Process 1 of the pod's shared PID namespace.
+    #[serde(default)]
+    pub init: Option<ProcessIdentity>,
+}
+
+/// A process, told from a later one of the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessIdentity {
+    /// Its number.
+    pub pid: i32,
+    /// Clock ticks since boot (`/proc/<pid>/stat`, field 22).
+    pub start_time: u64,
+}
+
+/// How far a container has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ContainerPhase {
+    /// CreateContainer is at work; after a crash it is undone.
+    Creating,
+    /// Its process waits for StartContainer.
+    Created,
+    /// StartContainer has succeeded.
+    Running,
+    /// Its process has ended.
+    Exited,
+}
+
+/// The end of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// As a shell reports it: 128 plus the number of a signal.
+    pub code: i32,
+    /// Nanoseconds since the epoch.
+    pub finished_at: i64,
+    /// One of the words of [`criox_cri::reasons`].
+    pub reason: String,
+    /// For people; mostly empty.
+    pub message: String,
+}
+
+/// The image of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageOfContainer {
+    /// The image's ID, as ListImages gives it.
+    pub id: String,
+    /// The digested reference, else the ID.
+    pub digested: String,
+    /// One of the names that the image has.
+    pub name: String,
+}
+
+/// A container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    /// [`VERSION`] of the build that wrote it.
+    pub version: u32,
+    /// The container.
+    pub id: ContainerId,
+    /// Its sandbox.
+    pub sandbox_id: SandboxId,
+    /// Nanoseconds since the epoch; rises from container to container.
+    pub created_at: i64,
+    /// Nanoseconds since the epoch; 0: not yet.
+    pub started_at: i64,
+    /// How far it has come.
+    pub phase: ContainerPhase,
+    /// Whether a live call was given its ID: until then it is in no list.
+    pub claimed: bool,
+    /// The request.
+    pub config: Encoded<v1::ContainerConfig>,
+    /// The image that its root file system is made of.
+    pub image: ImageOfContainer,
+    /// Absolute; empty without a log.
+    pub log_path: PathBuf,
+    /// The signal that asks its process to end, by number.
+    pub stop_signal: i32,
+    /// Who the first process is.
+    #[serde(default)]
+    pub user: Option<Encoded<v1::ContainerUser>>,
+    /// Where its root file system is mounted while it is needed.
+    pub root: PathBuf,
+    /// Its cgroup as `/proc/<pid>/cgroup` names it.
+    pub cgroup: String,
+    /// The first process.
+    #[serde(default)]
+    pub process: Option<ProcessIdentity>,
+    /// How it ended.
+    #[serde(default)]
+    pub exit: Option<Exit>,
+}
+
+/// Why a record could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The file could not be read or written.
+    #[error("record {path}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is torn, empty or damaged.
+    #[error("record {path} is damaged")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says.
+        source: serde_json::Error,
+    },
+    /// A later criox wrote it; it is left alone.
+    #[error(
+        "record {path} has version {version}, newer than this criox reads; start the newer criox, or remove the pod with it"
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+}
+
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
+/// Reads a record.
+///
+/// # Errors
+/// Absent or unreadable, damaged, or of a later version.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
+    let bytes = std::fs::read(path).map_err(|source| RecordError::Io { path: path.into(), source })?;
+    let damaged = |source| RecordError::Damaged { path: path.into(), source };
+    let Versioned { version } = serde_json::from_slice(&bytes).map_err(damaged)?;
+    if version > VERSION {
+        return Err(RecordError::Newer { path: path.into(), version });
+    }
+    serde_json::from_slice(&bytes).map_err(damaged)
+}
+
+/// Writes a record by renaming, without waiting for the disk: a power cut ends pods anyway.
+///
+/// # Errors
+/// The directory is absent, or the disk is full.
+pub fn write<T: Serialize>(path: &Path, record: &T) -> Result<(), RecordError> {
+    let bytes =
+        serde_json::to_vec(record).map_err(|source| RecordError::Damaged { path: path.into(), source })?;
+    durable::write_atomic(path, &bytes, 0o600)
+        .map_err(|error| RecordError::Io { path: path.into(), source: std::io::Error::other(error) })
+}

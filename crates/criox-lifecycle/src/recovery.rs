@@ -1,0 +1,426 @@
+//! After a start: what the records say and what really is are brought together, each pod by itself and all at once.
+//!
+//! | found | becomes |
+//! |---|---|
+//! | record and monitor of this boot | what the monitor says runs or has ended |
+//! | record of this boot, monitor dead | EXITED with the exit record's facts or `MonitorLost`, sandbox NOTREADY, all given back |
+//! | record of another boot | EXITED 255 `ContainerStatusUnknown`, sandbox NOTREADY, DEL for a recorded ADD |
+//! | half-made sandbox or container | undone by ID |
+//! | run directory, storage container without a record | swept by ID |
+//! | record of a later version | left alone and reported |
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criox_cri::ids::{ContainerId, SandboxId};
+use criox_cri::reasons;
+use criox_monitor_api::client::Client;
+use criox_monitor_api::proto::{ContainerState, container_state};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::container::remove as container_remove;
+use crate::context::Context;
+use crate::engine::Lifecycle;
+use crate::index::PodView;
+use crate::key::SandboxKey;
+use crate::monitor::{self, Connection};
+use crate::names;
+use crate::paths::RunDir;
+use crate::pod::{Pod, Request, Start, Task, exit_of};
+use crate::record::{
+    self, ContainerPhase, ContainerRecord, Encoded, Exit, ProcessIdentity, RecordError, SandboxPhase,
+    SandboxRecord, VERSION,
+};
+use crate::sandbox::{network, remove, stop};
+
+/// How long the start waits for monitors that don't answer: their pods are shown as recorded until they do.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Between attempts to give back networks of removed pods.
+const DEBTS: Duration = Duration::from_secs(60);
+
+/// What recovery found.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Pods with a record.
+    pub pods: usize,
+    /// Half-made pods that are being undone.
+    pub undone: usize,
+    /// Pods whose monitor had not answered when the daemon began to listen.
+    pub silent: usize,
+    /// Records that were left alone, and why.
+    pub left_alone: Vec<String>,
+}
+
+impl Lifecycle {
+    /// Settles all pods. Returns when each has been settled, or is known to wait for a silent monitor.
+    pub async fn recover(&self) -> Report {
+        let context = &self.context;
+        let mut report = Report::default();
+        let found = read_all(context, &mut report);
+        let known: HashSet<SandboxId> = found.iter().map(|pod| pod.sandbox.id).collect();
+        let mut settling = JoinSet::new();
+        for pod in found {
+            report.pods += 1;
+            if pod.sandbox.phase == SandboxPhase::Creating {
+                report.undone += 1;
+                undo_later(context, pod);
+                continue;
+            }
+            let handle = announce(context, &pod);
+            settling.spawn(settle(context.clone(), handle, pod));
+        }
+        let all = async { while settling.join_next().await.is_some() {} };
+        if tokio::time::timeout(PATIENCE, all).await.is_err() {
+            report.silent = settling.len();
+        }
+        settling.detach_all();
+        sweep(context, &known).await;
+        tokio::spawn(settle_networks(context.clone()));
+        report
+    }
+}
+
+/// A pod as its records tell.
+struct Found {
+    sandbox: SandboxRecord,
+    containers: Vec<ContainerRecord>,
+    /// Containers whose records can't be read.
+    torn: Vec<ContainerId>,
+}
+
+fn read_all(context: &Context, report: &mut Report) -> Vec<Found> {
+    let mut found = Vec::new();
+    for id in ids_in(&context.paths.pods()) {
+        let sandbox = match record::read::<SandboxRecord>(&context.paths.sandbox_record(id.as_str())) {
+            Ok(sandbox) if sandbox.id == id => sandbox,
+            Err(error @ RecordError::Newer { .. }) => {
+                report.left_alone.push(error.to_string());
+                continue;
+            }
+            // Torn before anything else was made, or damaged: undone by ID.
+            Ok(_) | Err(_) => unknown_sandbox(context, id),
+        };
+        context.clock.seen(sandbox.created_at);
+        let (mut containers, mut torn) = (Vec::new(), Vec::new());
+        for (container, path) in container_records(&context.paths.pod(id.as_str())) {
+            match record::read::<ContainerRecord>(&path) {
+                Ok(record) if record.id == container => {
+                    context.clock.seen(record.created_at);
+                    containers.push(record);
+                }
+                Err(error @ RecordError::Newer { .. }) => report.left_alone.push(error.to_string()),
+                Ok(_) | Err(_) => torn.push(container),
+            }
+        }
+        found.push(Found { sandbox, containers, torn });
+    }
+    found
+}
+
+fn ids_in(directory: &Path) -> Vec<SandboxId> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| SandboxId::parse(entry.file_name().to_str()?).ok()).collect()
+}
+
+fn container_records(directory: &Path) -> Vec<(ContainerId, std::path::PathBuf)> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let name = entry.file_name();
+            let id = name.to_str()?.strip_prefix("container-")?.strip_suffix(".json")?;
+            Some((ContainerId::parse(id).ok()?, entry.path()))
+        })
+        .collect()
+}
+
+/// A record for what only an ID is known of: enough to undo it.
+fn unknown_sandbox(context: &Context, id: SandboxId) -> SandboxRecord {
+    SandboxRecord {
+        version: VERSION,
+        id,
+        boot_id: context.boot_id.clone(),
+        created_at: 0,
+        phase: SandboxPhase::Creating,
+        claimed: false,
+        torn_down: false,
+        runtime_handler: String::new(),
+        cgroup_parent: context.cgroup_parent("").unwrap_or_default(),
+        config: Encoded(Arc::default()),
+        ips: Vec::new(),
+        monitor: None,
+        init: None,
+    }
+}
+
+/// Shows the pod as recorded, and reserves its name.
+fn announce(context: &Arc<Context>, found: &Found) -> (Pod, mpsc::Receiver<Request>) {
+    let (pod, requests) = Pod::new(found.sandbox.id);
+    if let Ok(key) = SandboxKey::of(&found.sandbox.config.0) {
+        context.names().insert(key, pod.clone());
+    }
+    let containers = found.containers.iter().filter(|record| record.phase != ContainerPhase::Creating);
+    context.index.publish(PodView {
+        sandbox: Arc::new(found.sandbox.clone()),
+        containers: containers.map(|record| (record.id, Arc::new(record.clone()))).collect(),
+        pod: pod.clone(),
+    });
+    (pod, requests)
+}
+
+fn undo_later(context: &Arc<Context>, found: Found) {
+    let context = context.clone();
+    tokio::spawn(async move {
+        let same_boot = found.sandbox.boot_id == context.boot_id;
+        let run = context.paths.run(found.sandbox.id.as_str());
+        let client = match same_boot {
+            true => monitor::connect(&run).await.ok().map(|(client, _)| client),
+            false => None,
+        };
+        let id = found.sandbox.id;
+        let mut sandbox = found.sandbox;
+        forget_processes_of_another_boot(&context, &mut sandbox);
+        let containers = found.containers.iter().map(|record| record.id).chain(found.torn);
+        for container in containers {
+            let erased = container_remove::erase(&context, client.as_ref(), &sandbox, &container, "").await;
+            if let Err(error) = erased {
+                tracing::warn!(%container, error = error.chain(), "a half-made container could not be undone");
+            }
+        }
+        let work = stop::Work {
+            context: context.clone(),
+            sandbox: Arc::new(sandbox),
+            client,
+            containers: Vec::new(),
+        };
+        match remove::remove(work).await {
+            Ok(()) => tracing::info!(sandbox = %id, "undid a half-made pod sandbox"),
+            Err(error) => {
+                tracing::warn!(sandbox = %id, error = error.chain(), "a half-made pod sandbox could not be undone")
+            }
+        }
+    });
+}
+
+/// A number of another boot names another process now.
+fn forget_processes_of_another_boot(context: &Context, sandbox: &mut SandboxRecord) {
+    if sandbox.boot_id != context.boot_id {
+        sandbox.monitor = None;
+        sandbox.init = None;
+    }
+}
+
+async fn settle(context: Arc<Context>, handle: (Pod, mpsc::Receiver<Request>), mut found: Found) {
+    let id = found.sandbox.id;
+    let run = context.paths.run(id.as_str());
+    let same_boot = found.sandbox.boot_id == context.boot_id;
+    let connection = match same_boot && !found.sandbox.torn_down {
+        true => connect(&run, &found.sandbox).await,
+        false => None,
+    };
+    let client = connection.as_ref().map(|(connection, _)| connection.0.clone());
+    undo_half_made(&context, client.as_ref(), &mut found).await;
+    match &connection {
+        Some((_, states)) => {
+            for container in &mut found.containers {
+                match states.iter().find(|state| state.container_id == container.id.as_str()) {
+                    Some(state) => apply(container, state),
+                    None => lose(&context, &run, container, reasons::CONTAINER_STATUS_UNKNOWN),
+                }
+            }
+        }
+        None => {
+            let reason = if same_boot { reasons::MONITOR_LOST } else { reasons::CONTAINER_STATUS_UNKNOWN };
+            for container in &mut found.containers {
+                lose(&context, &run, container, reason);
+            }
+            found.sandbox.phase = SandboxPhase::NotReady;
+            forget_processes_of_another_boot(&context, &mut found.sandbox);
+        }
+    }
+    let (context, found) = match tokio::task::spawn_blocking(move || {
+        write(&context, &found);
+        (context, found)
+    })
+    .await
+    {
+        Ok(written) => written,
+        Err(error) => return tracing::error!(sandbox = %id, %error, "recovery of a pod ended in a panic"),
+    };
+    let start = Start::Recovered {
+        containers: found.containers,
+        connection: connection.map(|(connection, _)| connection),
+    };
+    Task::spawn(&context, handle, found.sandbox, start);
+}
+
+/// Connects and asks what runs. None: the monitor is dead, or so silent that the pod counts as lost.
+async fn connect(run: &RunDir, sandbox: &SandboxRecord) -> Option<(Connection, Vec<ContainerState>)> {
+    loop {
+        match monitor::connect(run).await {
+            Ok(connection) => match monitor::list(&connection.0).await {
+                Ok(list) => return Some((connection, list.containers)),
+                Err(error) => {
+                    tracing::warn!(sandbox = %sandbox.id, %error, "the pod's monitor does not say what runs")
+                }
+            },
+            Err(error) => {
+                tracing::warn!(sandbox = %sandbox.id, error = chain(&error), "the pod's monitor does not answer");
+            }
+        }
+        // Stopped or starved, but alive: it will answer, and killing the pod for it would lose containers.
+        let alive = sandbox
+            .monitor
+            .is_some_and(|monitor| criox_sys::process::is_alive(monitor.pid, monitor.start_time));
+        if !alive {
+            return None;
+        }
+        tokio::time::sleep(PATIENCE).await;
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+async fn undo_half_made(context: &Arc<Context>, client: Option<&Client>, found: &mut Found) {
+    let creating = found.containers.iter().filter(|record| record.phase == ContainerPhase::Creating);
+    let half_made: Vec<(ContainerId, std::path::PathBuf)> = creating
+        .map(|record| (record.id, record.log_path.clone()))
+        .chain(found.torn.drain(..).map(|id| (id, std::path::PathBuf::new())))
+        .collect();
+    found.containers.retain(|record| record.phase != ContainerPhase::Creating);
+    for (id, log_path) in half_made {
+        match container_remove::erase(context, client, &found.sandbox, &id, "").await {
+            Ok(()) => tracing::info!(container = %id, "undid a half-made container"),
+            Err(error) => {
+                tracing::warn!(container = %id, error = error.chain(), "a half-made container could not be undone")
+            }
+        }
+        crate::container::log::forget(&log_path).await;
+    }
+}
+
+/// What the monitor says of a container.
+fn apply(container: &mut ContainerRecord, state: &ContainerState) {
+    if container.phase == ContainerPhase::Exited {
+        return;
+    }
+    container.cgroup.clone_from(&state.cgroup);
+    container.process = Some(ProcessIdentity { pid: state.pid, start_time: state.start_time });
+    if state.started_at > 0 && container.started_at == 0 {
+        container.started_at = state.started_at;
+    }
+    match state.phase() {
+        container_state::Phase::Created => {}
+        container_state::Phase::Running => container.phase = ContainerPhase::Running,
+        container_state::Phase::Exited => {
+            let facts = state.exit.unwrap_or_default();
+            end(container, exit_of(&facts));
+        }
+    }
+}
+
+fn lose(context: &Context, run: &RunDir, container: &mut ContainerRecord, reason: &str) {
+    if container.phase == ContainerPhase::Exited {
+        return;
+    }
+    let exit = match monitor::read_exit_record(&run.exit_record(container.id.as_str())) {
+        Some(facts) => exit_of(&facts),
+        None => Exit {
+            code: reasons::UNKNOWN_EXIT_CODE,
+            finished_at: context.clock.now(),
+            reason: reason.into(),
+            message: "it ended while criox did not see it".into(),
+        },
+    };
+    end(container, exit);
+}
+
+fn end(container: &mut ContainerRecord, exit: Exit) {
+    container.phase = ContainerPhase::Exited;
+    container.process = None;
+    container.started_at = container.started_at.min(exit.finished_at);
+    container.exit = Some(exit);
+}
+
+fn write(context: &Context, found: &Found) {
+    let id = found.sandbox.id;
+    let report = |written: Result<(), RecordError>| {
+        if let Err(error) = written {
+            tracing::error!(sandbox = %id, error = chain(&error), "a record was not written");
+        }
+    };
+    report(record::write(&context.paths.sandbox_record(id.as_str()), &found.sandbox));
+    for container in &found.containers {
+        report(record::write(&context.paths.container_record(id.as_str(), container.id.as_str()), container));
+    }
+}
+
+/// Removes what has no record: run directories with all that is named from their ID, and our storage containers.
+async fn sweep(context: &Arc<Context>, known: &HashSet<SandboxId>) {
+    for id in ids_in(&context.paths.runs()).into_iter().filter(|id| !known.contains(id)) {
+        // Left alone records keep their run directories too.
+        if context.paths.pod(id.as_str()).exists() {
+            continue;
+        }
+        undo_later(
+            context,
+            Found { sandbox: unknown_sandbox(context, id), containers: Vec::new(), torn: Vec::new() },
+        );
+    }
+    let context = context.clone();
+    let swept = tokio::task::spawn_blocking(move || {
+        let Ok(containers) = context.store.containers() else { return };
+        for container in containers.iter() {
+            let Some(owner) = names::owner_of(&container.metadata) else { continue };
+            let record = context.paths.container_record(&owner, &container.id);
+            if !record.exists() {
+                match context.store.delete_container(&container.id) {
+                    Ok(_) => {
+                        tracing::info!(container = container.id, "swept a storage container without a record")
+                    }
+                    Err(error) => {
+                        tracing::warn!(container = container.id, %error, "a storage container without a record stays")
+                    }
+                }
+            }
+        }
+    });
+    if let Err(error) = swept.await {
+        tracing::error!(%error, "the sweep of storage ended in a panic");
+    }
+}
+
+/// Takes over the networks of live pods, gives back those of dead ones, and goes on trying what fails.
+async fn settle_networks(context: Arc<Context>) {
+    let mut records = Vec::new();
+    for view in context.index.pods() {
+        if let Ok(Some(record)) = network::read(&context.paths.network_record(view.sandbox.id.as_str())).await
+        {
+            records.push(record);
+        }
+    }
+    let attachments: Vec<_> = records.iter().filter_map(|record| record.attachment().cloned()).collect();
+    if let Err(error) = context.network.restore(&attachments).await {
+        tracing::warn!(error = chain(&error), "host ports could not be mapped again");
+    }
+    let valid: Vec<_> = records.iter().map(network::NetworkRecord::as_ref).collect();
+    if let Err(error) = context.network.gc(&valid).await {
+        tracing::debug!(error = chain(&error), "networks of pods that are gone were not all collected");
+    }
+    drop(records);
+    loop {
+        network::settle_debts(&context).await;
+        tokio::time::sleep(DEBTS).await;
+    }
+}

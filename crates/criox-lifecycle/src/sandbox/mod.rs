@@ -1,0 +1,7 @@
+//! The work of sandbox operations. Each runs beside its pod's task and only reports back.
+
+mod files;
+pub(crate) mod network;
+pub(crate) mod remove;
+pub(crate) mod run;
+pub(crate) mod stop;

@@ -1,0 +1,52 @@
+//! RemovePodSandbox, the undoing of a failed creation, and what recovery does with half-made pods: one piece of code,
+//! which needs nothing but the ID and what is named from it.
+
+use std::io;
+use std::time::Duration;
+
+use criox_sys::durable;
+
+use super::network;
+use super::stop::{self, Work};
+use crate::container::remove::erase_storage;
+use crate::context::blocking;
+use crate::error::{Error, Result};
+
+/// What the disk may take.
+const ERASE: Duration = Duration::from_secs(60);
+
+/// Ends the pod, and leaves nothing of it: the run directory goes before the record, which is what finds it.
+pub(crate) async fn remove(work: Work) -> Result<()> {
+    let id = work.sandbox.id;
+    if !work.sandbox.torn_down {
+        stop::end_containers(&work).await?;
+        let owed = work.context.paths.network_record(id.as_str());
+        let (network, monitor) = tokio::join!(
+            network::release(&work.context, &owed),
+            stop::end_monitor(&work.context, &work.sandbox, work.client.as_ref())
+        );
+        if let Err(error) = network {
+            // A kubelet waits for ever for a pod that can't be removed: the pod goes, the debt stays.
+            tracing::warn!(sandbox = %id, error = error.chain(), "removing the pod; its network is given back later");
+            network::keep_debt(&work.context, id.as_str()).await?;
+        }
+        monitor?;
+        stop::release(&work.context, &work.sandbox).await?;
+    }
+    for target in &work.containers {
+        erase_storage(&work.context, &id, &target.record.id).await?;
+    }
+    let context = work.context.clone();
+    blocking("removal of directories", &format!("pod sandbox {id}"), ERASE, move || {
+        for path in [context.paths.run(id.as_str()).path().to_owned(), context.paths.pod(id.as_str())] {
+            match durable::remove_tree(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::failed(format!("directories of pod sandbox {id}")).because(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    })
+    .await
+}

@@ -1,0 +1,309 @@
+//! RunPodSandbox: record, monitor, namespaces, network, record. A failure at any point undoes by ID, with the code
+//! that removes sandboxes.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criox_cri::v1;
+use criox_monitor_api::client::Client;
+use criox_monitor_api::proto::{self, reply, request, start_sandbox_process};
+use criox_sys::mount;
+
+use super::stop::Work;
+use super::{files, network, remove};
+use crate::container::create::write_first_record;
+use crate::context::{Context, blocking};
+use crate::error::{Error, Kind, Result};
+use crate::monitor::{self, Connection};
+use crate::paths::Namespace;
+use crate::record::{ProcessIdentity, SandboxPhase, SandboxRecord};
+use crate::{names, status};
+
+/// What the disk and the kernel may take for directories, mounts and cgroups.
+const PREPARE: Duration = Duration::from_secs(30);
+/// What the kernel may take for namespaces: `unshare` of a network waits for others that are being torn down.
+const PIN: Duration = Duration::from_secs(60);
+/// Size of a pod's `/dev/shm`, as in Docker and CRI-O.
+const SHM_SIZE: u64 = 64 << 20;
+
+/// A sandbox that is ready.
+pub(crate) struct Created {
+    pub(crate) record: SandboxRecord,
+    pub(crate) connection: Connection,
+}
+
+/// Refuses what can't be, before anything is made.
+///
+/// # Errors
+/// The field.
+pub(crate) fn validate(context: &Context, config: &v1::PodSandboxConfig, handler: &str) -> Result<()> {
+    let handler = context.handlers.get(handler)?;
+    handler.program()?;
+    let refused = |error: criox_spec::SpecError| Error::new(Kind::InvalidArgument, format!("config.{error}"));
+    criox_spec::sandbox_user_check(config).map_err(refused)?;
+    criox_spec::sandbox_sysctls(&context.default_sysctls(), config).map_err(refused)?;
+    files::resolv_conf(config.dns_config.as_ref())?;
+    let options = status::namespace_options(config);
+    let host_network = options.network() == v1::NamespaceMode::Node;
+    if config.hostname.len() > 64 || config.hostname.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err(Error::invalid("config.hostname", format!("{:?} is not a host name", config.hostname)));
+    }
+    for (field, mode) in [("network", options.network()), ("ipc", options.ipc())] {
+        if !matches!(mode, v1::NamespaceMode::Pod | v1::NamespaceMode::Node) {
+            let field = format!("config.linux.security_context.namespace_options.{field}");
+            return Err(Error::invalid(&field, format!("{} is not POD or NODE", mode.as_str_name())));
+        }
+    }
+    if options.pid() == v1::NamespaceMode::Target {
+        return Err(Error::invalid(
+            "config.linux.security_context.namespace_options.pid",
+            "TARGET is for containers only",
+        ));
+    }
+    let user = options.userns_options.as_ref().map(v1::UserNamespace::mode);
+    if user.is_some_and(|mode| mode != v1::NamespaceMode::Node) {
+        return Err(Error::invalid(
+            "config.linux.security_context.namespace_options.userns_options",
+            "user namespaces are not supported by this version of criox (Status says so); set hostUsers: true",
+        ));
+    }
+    for (key, value) in &config.labels {
+        if key.len() + value.len() > 4096 {
+            return Err(Error::invalid(
+                "config.labels",
+                format!("{key:?} and its value are longer than 4096 bytes"),
+            ));
+        }
+    }
+    let parent = config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()).unwrap_or_default();
+    context.cgroup_parent(parent)?;
+    if !host_network {
+        let network = context.network.status();
+        if !network.ready {
+            return Err(Error::new(
+                Kind::FailedPrecondition,
+                format!("the pod network is not ready: {} ({})", network.message, network.reason),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Creates, or leaves nothing behind.
+pub(crate) async fn create(context: &Arc<Context>, record: &SandboxRecord) -> Result<Created> {
+    let mut client = None;
+    match steps(context, record, &mut client).await {
+        Ok(created) => Ok(created),
+        Err(error) => {
+            let sandbox = Arc::new(record.clone());
+            let work = Work { context: context.clone(), sandbox, client, containers: Vec::new() };
+            if let Err(undo) = remove::remove(work).await {
+                tracing::warn!(sandbox = %record.id, error = undo.chain(), "a failed creation left something; the next start of criox removes it");
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn steps(context: &Arc<Context>, record: &SandboxRecord, made: &mut Option<Client>) -> Result<Created> {
+    let object = format!("pod sandbox {}", record.id);
+    let first = {
+        let (context, record) = (context.clone(), record.clone());
+        move || directories(&context, &record)
+    };
+    blocking("directories", &object, PREPARE, first).await?;
+    let (launched, prepared) = tokio::join!(
+        monitor::launch(context, record),
+        blocking("files, shm and cgroup", &object, PREPARE, {
+            let (context, record) = (context.clone(), record.clone());
+            move || prepare(&context, &record)
+        }),
+    );
+    let (connection, identity) = launched?;
+    *made = Some(connection.0.clone());
+    prepared?;
+    let client = &connection.0;
+    let mut record = SandboxRecord { monitor: Some(identity), ..record.clone() };
+    pin(context, client, &record).await?;
+    record.init = start_init(context, client, &record).await?;
+    let options = status::namespace_options(&record.config.0);
+    record.ips = match options.network() {
+        v1::NamespaceMode::Node => Vec::new(),
+        _ => network::attach(context, &record).await?,
+    };
+    record.phase = SandboxPhase::Ready;
+    let path = context.paths.sandbox_record(record.id.as_str());
+    let written = record.clone();
+    blocking("record", &object, PREPARE, move || write_first_record(&path, &written)).await?;
+    Ok(Created { record, connection })
+}
+
+/// The record comes first: everything after it is found by it.
+fn directories(context: &Context, record: &SandboxRecord) -> Result<()> {
+    let id = record.id.as_str();
+    let failed = |error| Error::failed(format!("directories of pod sandbox {id}")).because(error);
+    fs::create_dir_all(context.paths.pod(id)).map_err(failed)?;
+    write_first_record(&context.paths.sandbox_record(id), record)?;
+    let run = context.paths.run(id);
+    let exits = run.exit_record("x");
+    let exits = exits.parent().unwrap_or(run.path());
+    for directory in [context.paths.runs().as_path(), run.path(), exits, &run.shm()] {
+        fs::create_dir_all(directory).map_err(failed)?;
+    }
+    // Containers' mounts reach what lies in it by descriptor; nobody else has business there.
+    fs::set_permissions(run.path(), fs::Permissions::from_mode(0o700)).map_err(failed)?;
+    for kind in pinned(&record.config.0) {
+        let path = context.paths.namespace(kind, id);
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).map_err(failed)?;
+        }
+        fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// The namespaces that the pod gets of its own, pinned by file.
+pub(super) fn pinned(config: &v1::PodSandboxConfig) -> Vec<Namespace> {
+    let options = status::namespace_options(config);
+    let mut kinds = Vec::new();
+    if options.network() != v1::NamespaceMode::Node {
+        kinds.extend([Namespace::Network, Namespace::Uts]);
+    }
+    if options.ipc() != v1::NamespaceMode::Node {
+        kinds.push(Namespace::Ipc);
+    }
+    if options.pid() == v1::NamespaceMode::Pod {
+        kinds.push(Namespace::Pid);
+    }
+    kinds
+}
+
+fn prepare(context: &Context, record: &SandboxRecord) -> Result<()> {
+    let run = context.paths.run(record.id.as_str());
+    files::write(&run, record)?;
+    if status::namespace_options(&record.config.0).ipc() != v1::NamespaceMode::Node {
+        mount::tmpfs(&run.shm(), SHM_SIZE, 0o1777, "")
+            .map_err(|error| Error::failed(format!("shm of pod sandbox {}", record.id)).because(error))?;
+    }
+    // Empty, but the kubelet's cAdvisor finds the pod's network by a group of this name.
+    let group = group(record);
+    context
+        .cgroups
+        .create(&group, &["memory", "cpu", "cpuacct", "name=systemd"])
+        .map_err(|error| Error::failed(format!("cgroup of pod sandbox {}", record.id)).because(error))
+}
+
+/// The sandbox's own, empty cgroup. Not a scope, also under systemd: see DESIGN, "Cgroups".
+pub(super) fn group(record: &SandboxRecord) -> String {
+    let parent = match record.cgroup_parent.rsplit('/').next() {
+        Some(slice) if slice.ends_with(".slice") => {
+            criox_sys::cgroup::slice_path(slice).unwrap_or_else(|_| record.cgroup_parent.clone())
+        }
+        _ => record.cgroup_parent.clone(),
+    };
+    format!("{parent}/crio-{}", record.id)
+}
+
+async fn pin(context: &Context, client: &Client, record: &SandboxRecord) -> Result<()> {
+    let kinds = pinned(&record.config.0);
+    let path = |kind: Namespace| match kinds.contains(&kind) {
+        true => context.paths.namespace(kind, record.id.as_str()).to_string_lossy().into_owned(),
+        false => String::new(),
+    };
+    let (sysctls, warnings) = criox_spec::sandbox_sysctls(&context.default_sysctls(), &record.config.0)
+        .map_err(|error| Error::new(Kind::InvalidArgument, format!("config.{error}")))?;
+    for warning in warnings {
+        tracing::debug!(sandbox = %record.id, "{}", warning.message);
+    }
+    let verb = proto::PinNamespaces {
+        network: path(Namespace::Network),
+        ipc: path(Namespace::Ipc),
+        uts: path(Namespace::Uts),
+        hostname: if kinds.contains(&Namespace::Uts) { names::hostname(record) } else { String::new() },
+        // Below /proc/sys the parts are directories; a slash in a key stands for a dot in a name.
+        sysctls: sysctls.into_iter().map(|(key, value)| (proc_path(&key), value)).collect(),
+        loopback_up: kinds.contains(&Namespace::Network),
+        ..Default::default()
+    };
+    let object = format!("pod sandbox {}", record.id);
+    client
+        .done(request::Verb::PinNamespaces(verb), PIN)
+        .await
+        .map_err(|error| monitor::refused("making the namespaces", &object, error))
+}
+
+fn proc_path(key: &str) -> String {
+    key.chars()
+        .map(|c| match c {
+            '.' => '/',
+            '/' => '.',
+            other => other,
+        })
+        .collect()
+}
+
+/// Process 1 for pods whose containers share their process numbers.
+async fn start_init(
+    context: &Context,
+    client: &Client,
+    record: &SandboxRecord,
+) -> Result<Option<ProcessIdentity>> {
+    let kinds = pinned(&record.config.0);
+    if !kinds.contains(&Namespace::Pid) {
+        return Ok(None);
+    }
+    let path = |kind: Namespace| match kinds.contains(&kind) {
+        true => context.paths.namespace(kind, record.id.as_str()).to_string_lossy().into_owned(),
+        false => String::new(),
+    };
+    let cgroup_dirs = context.cgroups.existing_dirs(&group(record));
+    let verb = proto::StartSandboxProcess {
+        kind: start_sandbox_process::Kind::Init.into(),
+        pid_namespace: path(Namespace::Pid),
+        user: String::new(),
+        ipc: path(Namespace::Ipc),
+        network: path(Namespace::Network),
+        uts: path(Namespace::Uts),
+        cgroup_dirs: cgroup_dirs.iter().map(|dir| dir.to_string_lossy().into_owned()).collect(),
+    };
+    let object = format!("pod sandbox {}", record.id);
+    let failed = |error| monitor::refused("start of the pod's process 1", &object, error);
+    match client.call(request::Verb::StartSandboxProcess(verb), PIN).await.map_err(failed)? {
+        reply::Result::SandboxProcess(process) => {
+            let start_time = criox_sys::process::start_time(process.pid)
+                .map_err(|error| Error::failed(format!("process 1 of {object}")).because(error))?;
+            Ok(Some(ProcessIdentity { pid: process.pid, start_time }))
+        }
+        _ => Err(Error::failed(format!("process 1 of {object}: the monitor's answer does not fit"))),
+    }
+}
+
+/// Whether a path is a pin that is mounted, for those who undo.
+pub(super) fn is_pinned(path: &Path) -> bool {
+    mount::is_mount_point(path).unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_become_paths_below_proc_sys() {
+        assert_eq!(proc_path("net.ipv4.ip_forward"), "net/ipv4/ip_forward");
+        assert_eq!(proc_path("net.ipv4.conf.eth0/100.rp_filter"), "net/ipv4/conf/eth0.100/rp_filter");
+    }
+
+    #[test]
+    fn a_pod_with_host_network_has_neither_a_network_nor_a_host_name_of_its_own() {
+        let options =
+            v1::NamespaceOption { network: v1::NamespaceMode::Node.into(), pid: 1, ..Default::default() };
+        let security =
+            v1::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
+        let linux = v1::LinuxPodSandboxConfig { security_context: Some(security), ..Default::default() };
+        let config = v1::PodSandboxConfig { linux: Some(linux), ..Default::default() };
+        assert_eq!(pinned(&config), [Namespace::Ipc]);
+    }
+}

@@ -1,0 +1,124 @@
+//! StopPodSandbox: ends what runs and gives back what was taken, each step whatever the others did; what is gone
+//! already is no error.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criox_monitor_api::client::Client;
+use criox_sys::mount;
+use futures_util::future::join_all;
+
+use super::{network, run};
+use crate::container::remove::{delete_from_runtime, remove_file};
+use crate::container::stop::{self, Target};
+use crate::context::{Context, blocking};
+use crate::error::{Error, Result};
+use crate::monitor;
+use crate::paths::Namespace;
+use crate::record::SandboxRecord;
+
+/// What containers get that StopPodSandbox still finds running: the kubelet stops them before, with their own grace.
+pub(crate) const GRACE: Duration = Duration::from_secs(10);
+/// What the kernel may take for unmounting and removing cgroups.
+const RELEASE: Duration = Duration::from_secs(30);
+/// For processes that SIGKILL has reached.
+const DEATH: Duration = Duration::from_secs(10);
+
+/// What a stop works with.
+pub(crate) struct Work {
+    pub(crate) context: Arc<Context>,
+    pub(crate) sandbox: Arc<SandboxRecord>,
+    pub(crate) client: Option<Client>,
+    pub(crate) containers: Vec<Target>,
+}
+
+/// Stops the pod; afterwards nothing of it runs, also when this fails.
+pub(crate) async fn stop(work: Work) -> Result<()> {
+    end_containers(&work).await?;
+    let owed = work.context.paths.network_record(work.sandbox.id.as_str());
+    let (network, monitor) = tokio::join!(
+        network::release(&work.context, &owed),
+        end_monitor(&work.context, &work.sandbox, work.client.as_ref())
+    );
+    // The namespace stays until its network has been given back: a plugin may want to look into it.
+    network?;
+    monitor?;
+    release(&work.context, &work.sandbox).await
+}
+
+/// Ends all containers and forgets them in the runtime.
+pub(super) async fn end_containers(work: &Work) -> Result<()> {
+    let Work { context, sandbox, client, containers } = work;
+    let ended = join_all(containers.iter().map(|target| async move {
+        stop::stop(context, client.as_ref(), target.clone()).await?;
+        let record = &target.record;
+        delete_from_runtime(context, client.as_ref(), sandbox, &record.id, &record.cgroup).await
+    }))
+    .await;
+    ended.into_iter().collect()
+}
+
+/// Ends the monitor and what else lives in the groups of the pod.
+pub(super) async fn end_monitor(
+    context: &Arc<Context>,
+    sandbox: &Arc<SandboxRecord>,
+    client: Option<&Client>,
+) -> Result<()> {
+    let object = format!("pod sandbox {}", sandbox.id);
+    if let Some(init) = sandbox.init {
+        kill_init(init);
+    }
+    monitor::end(client, sandbox.monitor, &object).await?;
+    let (context, sandbox) = (context.clone(), sandbox.clone());
+    blocking("removal of cgroups", &object.clone(), RELEASE, move || {
+        let groups = [run::group(&sandbox), monitor::cgroup(&context, &sandbox)?];
+        for group in groups {
+            let failed = |error| Error::failed(format!("cgroups of {object}")).because(error);
+            if context.cgroups.exists(&group) {
+                context.cgroups.kill_all(&group, DEATH).map_err(failed)?;
+                context.cgroups.remove(&group, DEATH).map_err(failed)?;
+            }
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// With process 1 the kernel ends all that share its PID namespace.
+fn kill_init(init: crate::record::ProcessIdentity) {
+    use criox_sys::process::{Pidfd, is_alive};
+    if is_alive(init.pid, init.start_time)
+        && let Ok(process) = Pidfd::open(init.pid)
+    {
+        // It has ended by itself meanwhile: so much the better.
+        drop(process.send_signal(9));
+    }
+}
+
+/// Unpins the namespaces and unmounts shm.
+pub(super) async fn release(context: &Arc<Context>, sandbox: &Arc<SandboxRecord>) -> Result<()> {
+    let object = format!("pod sandbox {}", sandbox.id);
+    let (context, sandbox) = (context.clone(), sandbox.clone());
+    blocking("removal of namespaces and mounts", &object, RELEASE, move || {
+        let id = sandbox.id.as_str();
+        // By ID alone, whatever the request asked for.
+        for kind in Namespace::ALL {
+            let path = context.paths.namespace(kind, id);
+            unmount(&path)?;
+            remove_file(&path)?;
+        }
+        unmount(&context.paths.run(id).shm())
+    })
+    .await
+}
+
+/// Unmounts what may not be there.
+fn unmount(path: &Path) -> Result<()> {
+    if fs::symlink_metadata(path).is_err() || !run::is_pinned(path) {
+        return Ok(());
+    }
+    mount::unmount(path, true)
+        .map_err(|error| Error::failed(format!("unmount of {}", path.display())).because(error))
+}

@@ -1,0 +1,148 @@
+//! Records as the messages of CRI.
+
+use criox_cri::v1;
+use criox_spec::StopSignal;
+
+use crate::record::{ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord};
+
+/// The state that CRI knows.
+pub fn sandbox_state(record: &SandboxRecord) -> v1::PodSandboxState {
+    match record.phase {
+        SandboxPhase::Ready => v1::PodSandboxState::SandboxReady,
+        SandboxPhase::Creating | SandboxPhase::NotReady => v1::PodSandboxState::SandboxNotready,
+    }
+}
+
+/// The state that CRI knows.
+pub fn container_state(record: &ContainerRecord) -> v1::ContainerState {
+    match record.phase {
+        ContainerPhase::Creating | ContainerPhase::Created => v1::ContainerState::ContainerCreated,
+        ContainerPhase::Running => v1::ContainerState::ContainerRunning,
+        ContainerPhase::Exited => v1::ContainerState::ContainerExited,
+    }
+}
+
+/// An entry of ListPodSandbox.
+pub fn sandbox_entry(record: &SandboxRecord) -> v1::PodSandbox {
+    let config = &record.config.0;
+    v1::PodSandbox {
+        id: record.id.to_string(),
+        metadata: Some(config.metadata.clone().unwrap_or_default()),
+        state: sandbox_state(record).into(),
+        created_at: record.created_at,
+        labels: config.labels.clone(),
+        annotations: config.annotations.clone(),
+        runtime_handler: record.runtime_handler.clone(),
+    }
+}
+
+/// PodSandboxStatus. `linux` is always set, for the kubelet reads it unasked.
+pub fn sandbox_status(record: &SandboxRecord) -> v1::PodSandboxStatus {
+    let config = &record.config.0;
+    let mut ips = record.ips.iter();
+    v1::PodSandboxStatus {
+        id: record.id.to_string(),
+        metadata: Some(config.metadata.clone().unwrap_or_default()),
+        state: sandbox_state(record).into(),
+        created_at: record.created_at,
+        network: Some(v1::PodSandboxNetworkStatus {
+            ip: ips.next().cloned().unwrap_or_default(),
+            additional_ips: ips.map(|ip| v1::PodIp { ip: ip.clone() }).collect(),
+        }),
+        linux: Some(v1::LinuxPodSandboxStatus {
+            namespaces: Some(v1::Namespace { options: Some(namespace_options(config)) }),
+        }),
+        labels: config.labels.clone(),
+        annotations: config.annotations.clone(),
+        runtime_handler: record.runtime_handler.clone(),
+    }
+}
+
+/// The namespace modes of a sandbox: the request's, or the interface's defaults.
+pub fn namespace_options(config: &v1::PodSandboxConfig) -> v1::NamespaceOption {
+    config
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.security_context.as_ref())
+        .and_then(|security| security.namespace_options.clone())
+        .unwrap_or_default()
+}
+
+/// An entry of ListContainers. The image is what the kubelet gave, for it looks for that text.
+pub fn container_entry(record: &ContainerRecord) -> v1::Container {
+    let config = &record.config.0;
+    v1::Container {
+        id: record.id.to_string(),
+        pod_sandbox_id: record.sandbox_id.to_string(),
+        metadata: Some(config.metadata.clone().unwrap_or_default()),
+        image: Some(config.image.clone().unwrap_or_default()),
+        image_ref: record.image.digested.clone(),
+        state: container_state(record).into(),
+        created_at: record.created_at,
+        labels: config.labels.clone(),
+        annotations: config.annotations.clone(),
+        image_id: record.image.id.clone(),
+    }
+}
+
+/// ContainerStatus.
+pub fn container_status(record: &ContainerRecord) -> v1::ContainerStatus {
+    let config = &record.config.0;
+    let exit = record.exit.as_ref();
+    v1::ContainerStatus {
+        id: record.id.to_string(),
+        metadata: Some(config.metadata.clone().unwrap_or_default()),
+        state: container_state(record).into(),
+        created_at: record.created_at,
+        started_at: record.started_at,
+        finished_at: exit.map_or(0, |exit| exit.finished_at),
+        exit_code: exit.map_or(0, |exit| exit.code),
+        image: Some(v1::ImageSpec {
+            image: record.image.name.clone(),
+            user_specified_image: config
+                .image
+                .as_ref()
+                .map(|image| image.user_specified_image.clone())
+                .unwrap_or_default(),
+            ..Default::default()
+        }),
+        image_ref: record.image.digested.clone(),
+        reason: exit.map(|exit| exit.reason.clone()).unwrap_or_default(),
+        message: exit.map(|exit| exit.message.clone()).unwrap_or_default(),
+        labels: config.labels.clone(),
+        annotations: config.annotations.clone(),
+        mounts: config.mounts.clone(),
+        log_path: record.log_path.to_string_lossy().into_owned(),
+        resources: config
+            .linux
+            .as_ref()
+            .and_then(|linux| linux.resources.clone())
+            .map(|linux| v1::ContainerResources { linux: Some(linux), windows: None }),
+        image_id: record.image.id.clone(),
+        user: record.user.as_ref().map(|user| (*user.0).clone()),
+        stop_signal: stop_signal(record.stop_signal).into(),
+    }
+}
+
+/// The interface's value for a signal's number.
+fn stop_signal(number: i32) -> v1::Signal {
+    StopSignal::parse(&number.to_string()).map_or(v1::Signal::RuntimeDefault, StopSignal::to_cri)
+}
+
+/// Whether a sandbox passes a filter: all of its fields must fit, labels exactly.
+pub fn sandbox_passes(record: &SandboxRecord, filter: Option<&v1::PodSandboxFilter>) -> bool {
+    let Some(filter) = filter else { return true };
+    (filter.id.is_empty() || record.id.as_str().starts_with(&filter.id))
+        && filter.state.is_none_or(|state| state.state == i32::from(sandbox_state(record)))
+        && filter.label_selector.iter().all(|(key, value)| record.config.0.labels.get(key) == Some(value))
+}
+
+/// Whether a container passes a filter: all of its fields must fit, labels exactly.
+pub fn container_passes(record: &ContainerRecord, filter: Option<&v1::ContainerFilter>) -> bool {
+    let Some(filter) = filter else { return true };
+    (filter.id.is_empty() || record.id.as_str().starts_with(&filter.id))
+        && (filter.pod_sandbox_id.is_empty()
+            || record.sandbox_id.as_str().starts_with(&filter.pod_sandbox_id))
+        && filter.state.is_none_or(|state| state.state == i32::from(container_state(record)))
+        && filter.label_selector.iter().all(|(key, value)| record.config.0.labels.get(key) == Some(value))
+}
