@@ -1,1 +1,45 @@
 //! Pure: CRI configuration, image configuration and node facts become an OCI runtime specification.
+//!
+//! **Invariant:** no I/O. Bytes and facts go in, a [`oci::Spec`] or a [`SpecError`] that names the field comes out; the
+//! same input always gives the same bytes. What needs the file system (resolving mount sources, reading the image's
+//! `/etc/passwd`, making the working directory) is the caller's, before or after.
+//!
+//! [`build`] makes the whole document, [`exec_process`] the process of an exec, [`resources_update`] the document of
+//! UpdateContainerResources, [`sandbox_sysctls`] and [`cgroups_path`] what a sandbox needs.
+
+mod annotations;
+mod build;
+mod capabilities;
+mod devices;
+mod error;
+mod input;
+mod mounts;
+mod namespaces;
+pub mod oci;
+mod process;
+mod resources;
+mod rlimits;
+mod seccomp;
+mod security;
+mod stop_signal;
+mod sysctl;
+mod user;
+
+pub use annotations::filter_annotations;
+pub use build::build;
+pub use capabilities::CapabilitySet;
+pub use error::{ErrorKind, SpecError, Warning, WarningTopic};
+pub use input::{
+    Built, Defaults, DeviceKind, EffectiveUser, HandlerFeatures, Identity, ImageFacts, NamespaceSource,
+    Namespaces, NodeFacts, ProvidedMounts, ResolvedDevice, ResolvedMount, SelinuxLabels, SpecInput, Ulimit,
+};
+pub use mounts::clean_destination;
+pub use namespaces::{PidMode, SandboxNamespaces, UserMappings, container_pid_mode, sandbox_namespaces};
+pub use process::exec_process;
+pub use resources::{CgroupDriver, cgroups_path, resources_update};
+pub use seccomp::{
+    Arch, SeccompFile, SeccompProfile, SeccompRequest, default_profile, parse_profile, seccomp_request,
+};
+pub use stop_signal::StopSignal;
+pub use sysctl::{parse_sysctl, sandbox_sysctls};
+pub use user::{resolve_user, sandbox_user_check};
