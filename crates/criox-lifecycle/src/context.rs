@@ -1,6 +1,7 @@
 //! What all pods share.
 
-use std::collections::HashMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -11,7 +12,7 @@ use criox_config::Config;
 use criox_cri::ids::{ContainerId, SandboxId};
 use criox_image::Images;
 use criox_network::Network;
-use criox_spec::NodeFacts;
+use criox_spec::{NodeFacts, Warning, WarningTopic};
 use criox_store::Store;
 use criox_sys::cgroup::{Cgroups, Driver};
 
@@ -55,10 +56,38 @@ pub struct Context {
     pub index: Index,
     /// GetContainerEvents.
     pub events: Events,
+    /// What was clamped or left out because this node can't do it.
+    pub clamps: Clamps,
     /// Creation times.
     pub clock: Clock,
-    pub(crate) names: Mutex<HashMap<SandboxKey, Pod>>,
+    /// Which pod has which name.
+    pub names: Names,
 }
+
+/// What was clamped or left out because this node can't do it: told once in the log, and shown in Status.
+#[derive(Debug, Default)]
+pub struct Clamps(Mutex<BTreeMap<WarningTopic, String>>);
+
+impl Clamps {
+    pub(crate) fn tell(&self, warnings: &[Warning]) {
+        for warning in warnings {
+            let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Entry::Vacant(entry) = told.entry(warning.topic) {
+                tracing::warn!("{} (said once)", warning.message);
+                entry.insert(warning.message.clone());
+            }
+        }
+    }
+
+    /// The first sentence about each topic.
+    pub fn all(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+}
+
+/// Names of sandboxes in use.
+#[derive(Debug, Default)]
+pub struct Names(Mutex<HashMap<SandboxKey, Pod>>);
 
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -108,7 +137,7 @@ impl Context {
     }
 
     pub(crate) fn names(&self) -> std::sync::MutexGuard<'_, HashMap<SandboxKey, Pod>> {
-        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+        self.names.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives the name back, if it still belongs to this sandbox.

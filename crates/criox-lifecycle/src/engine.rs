@@ -42,6 +42,7 @@ impl Lifecycle {
     pub async fn run_pod_sandbox(&self, config: v1::PodSandboxConfig, handler: &str) -> Result<SandboxId> {
         let key = SandboxKey::of(&config)?;
         sandbox::run::validate(&self.context, &config, handler)?;
+        sandbox::run::network_ready(&self.context, &config).await?;
         let config = Arc::new(config);
         loop {
             let pod = self.reserve(&key, &config, handler)?;

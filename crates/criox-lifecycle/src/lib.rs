@@ -25,7 +25,7 @@ pub mod status;
 
 pub use container::devices::host_devices;
 pub use container::exec::Output;
-pub use context::{Clock, Context};
+pub use context::{Clamps, Clock, Context, Names};
 pub use engine::Lifecycle;
 pub use error::{Error, Kind, Result};
 pub use events::Events;

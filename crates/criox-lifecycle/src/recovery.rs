@@ -77,8 +77,10 @@ impl Lifecycle {
             report.silent = settling.len();
         }
         settling.detach_all();
+        // Before any new pod is attached: its host ports would replace the table without the old ones.
+        restore_networks(context).await;
         sweep(context, &known).await;
-        tokio::spawn(settle_networks(context.clone()));
+        tokio::spawn(collect_networks(context.clone()));
         report
     }
 }
@@ -401,19 +403,28 @@ async fn sweep(context: &Arc<Context>, known: &HashSet<SandboxId>) {
     }
 }
 
-/// Takes over the networks of live pods, gives back those of dead ones, and goes on trying what fails.
-async fn settle_networks(context: Arc<Context>) {
+async fn network_records(context: &Context) -> Vec<network::NetworkRecord> {
     let mut records = Vec::new();
     for view in context.index.pods() {
-        if let Ok(Some(record)) = network::read(&context.paths.network_record(view.sandbox.id.as_str())).await
-        {
+        if let Ok(Some(record)) = network::read(&context.paths.network_record(view.sandbox.id.as_str())).await {
             records.push(record);
         }
     }
+    records
+}
+
+/// Takes over the networks of live pods.
+async fn restore_networks(context: &Context) {
+    let records = network_records(context).await;
     let attachments: Vec<_> = records.iter().filter_map(|record| record.attachment().cloned()).collect();
     if let Err(error) = context.network.restore(&attachments).await {
         tracing::warn!(error = chain(&error), "host ports could not be mapped again");
     }
+}
+
+/// Gives back the networks of pods that are gone, and goes on trying what fails.
+async fn collect_networks(context: Arc<Context>) {
+    let records = network_records(&context).await;
     let valid: Vec<_> = records.iter().map(network::NetworkRecord::as_ref).collect();
     if let Err(error) = context.network.gc(&valid).await {
         tracing::debug!(error = chain(&error), "networks of pods that are gone were not all collected");

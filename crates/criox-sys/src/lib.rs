@@ -1,1 +1,14 @@
 //! The system calls of criox, and all of its unsafe code.
+//!
+//! Descriptors are owned or borrowed in every signature, never raw numbers; each unsafe block names what it relies on.
+
+pub mod cgroup;
+pub mod durable;
+pub mod inroot;
+pub mod lock;
+pub mod mount;
+pub mod netns;
+pub mod process;
+pub mod pty;
+pub mod socket;
+pub mod xattr;

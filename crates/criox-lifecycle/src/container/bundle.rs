@@ -1,22 +1,24 @@
 //! What a container is made of on disk: its root file system, and the bundle with its specification.
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use criox_config::value::ImageVolumes;
 use criox_cri::v1;
 use criox_image::ImageInfo;
 use criox_spec::{
-    Built, EffectiveUser, HandlerFeatures, Identity, ImageFacts, NamespaceSource, Namespaces, ProvidedMounts,
+    Built, EffectiveUser, ErrorKind, HandlerFeatures, Identity, ImageFacts, NamespaceSource, Namespaces, ProvidedMounts,
     ResolvedMount, SpecInput,
 };
 use criox_store::ContainerDraft;
 use criox_sys::durable;
-use criox_sys::inroot::Root;
+use criox_sys::inroot::{self, Root};
 use criox_sys::mount::{self, MountInfo};
 
 use super::create::Work;
-use super::devices;
+use super::{devices, log};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::names;
@@ -204,11 +206,10 @@ pub(crate) fn write(input: &Input, root: PathBuf) -> Result<Bundle> {
             .because(io::Error::other(error.to_string()))
     };
     let directory = context.store.container_run_dir(record.id.as_str()).map_err(|error| failed(&error))?;
+    log::make_directory(&record.log_path)?;
     let inside = Root::open(&root).map_err(|error| failed(&error))?;
     let built = build(input, &root, &inside, &directory)?;
-    for warning in &built.warnings {
-        tracing::debug!(container = %record.id, "{}", warning.message);
-    }
+    context.clamps.tell(&built.warnings);
     let passwd = [("passwd", &built.passwd), ("group", &built.group)];
     for (name, bytes) in passwd {
         if let Some(bytes) = bytes {
@@ -217,6 +218,11 @@ pub(crate) fn write(input: &Input, root: PathBuf) -> Result<Bundle> {
     }
     let cwd = Path::new(&built.spec.process.cwd);
     inside.mkdir_all(cwd, 0o755).map_err(|error| failed(&error))?;
+    if context.config.image.image_volumes == ImageVolumes::Mkdir {
+        for volume in &built.image_volumes {
+            make_volume(&inside, volume, &built.user).map_err(|error| failed(&error))?;
+        }
+    }
     match inside.symlink("/proc/mounts".as_ref(), Path::new("/etc/mtab")) {
         Ok(()) => {}
         // There is one, or no /etc: both are the image's business.
@@ -241,7 +247,6 @@ fn build(input: &Input, root: &Path, inside: &Root, directory: &Path) -> Result<
         Err(error) => Err(Error::failed(format!("image of container {}", record.id)).because(error)),
     };
     let (passwd, group) = (read("/etc/passwd")?, read("/etc/group")?);
-    let refused = |error: criox_spec::SpecError| Error::new(Kind::InvalidArgument, format!("config.{error}"));
     let profile = context.seccomp.resolve(config, input.handler_seccomp.as_deref())?;
     let cgroups_path =
         criox_sys::cgroup::oci_cgroups_path(context.driver(), &sandbox.cgroup_parent, record.id.as_str());
@@ -269,7 +274,25 @@ fn build(input: &Input, root: &Path, inside: &Root, directory: &Path) -> Result<
         devices: &devices,
         cgroups_path: &cgroups_path,
     })
-    .map_err(refused)
+    .map_err(|error| {
+        let kind = match error.kind {
+            ErrorKind::Invalid => Kind::InvalidArgument,
+            ErrorKind::Image | ErrorKind::Unsupported => Kind::FailedPrecondition,
+        };
+        Error::new(kind, format!("config.{error}"))
+    })
+}
+
+/// `VOLUME` of the image as a directory of the container, the process's own.
+fn make_volume(inside: &Root, volume: &str, user: &EffectiveUser) -> io::Result<()> {
+    match inside.open_dir(Path::new(volume)) {
+        // The image has it, with an owner of its choice.
+        Ok(_) => Ok(()),
+        Err(_) => {
+            let made = inside.mkdir_all(Path::new(volume), 0o755).map_err(io::Error::other)?;
+            inroot::set_owner(made.as_fd(), user.uid, user.gid)
+        }
+    }
 }
 
 fn identity(input: &Input) -> Identity {
@@ -287,10 +310,12 @@ fn identity(input: &Input) -> Identity {
     }
 }
 
-/// Whether privileged containers may live in the sandbox.
+/// Whether privileged containers may live in the sandbox: it says so, or shares a namespace with the node, as in CRI-O.
 fn sandbox_privileged(sandbox: &SandboxRecord) -> bool {
     let security = sandbox.config.0.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
-    security.is_some_and(|security| security.privileged)
+    let options = status::namespace_options(&sandbox.config.0);
+    let shared = [options.network(), options.pid(), options.ipc()].contains(&v1::NamespaceMode::Node);
+    shared || security.is_some_and(|security| security.privileged)
 }
 
 fn image_facts(image: &ImageInfo, record: &ContainerRecord) -> ImageFacts {

@@ -1,6 +1,7 @@
 //! Where a container's log lies. The kubelet decides the next attempt by the numbers of the files it finds, so a
 //! creation that nobody was given leaves none.
 
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use criox_cri::v1;
@@ -28,6 +29,16 @@ pub(crate) fn path(sandbox: &v1::PodSandboxConfig, container: &v1::ContainerConf
         ));
     }
     Ok(directory.join(relative))
+}
+
+/// Makes the directory of a log. The kubelet has made it already; other callers count on the runtime.
+pub(crate) fn make_directory(path: &Path) -> Result<()> {
+    let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) else { return Ok(()) };
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(|error| Error::failed(format!("log directory {}", directory.display())).because(error))
 }
 
 /// Removes the log of a container that nobody was given; a link is not followed.

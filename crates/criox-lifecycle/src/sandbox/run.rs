@@ -26,6 +26,8 @@ use crate::{names, status};
 const PREPARE: Duration = Duration::from_secs(30);
 /// What the kernel may take for namespaces: `unshare` of a network waits for others that are being torn down.
 const PIN: Duration = Duration::from_secs(60);
+/// What the pod network may take to become ready before a pod is refused.
+const NETWORK: Duration = Duration::from_secs(10);
 /// Size of a pod's `/dev/shm`, as in Docker and CRI-O.
 const SHM_SIZE: u64 = 64 << 20;
 
@@ -47,7 +49,6 @@ pub(crate) fn validate(context: &Context, config: &v1::PodSandboxConfig, handler
     criox_spec::sandbox_sysctls(&context.default_sysctls(), config).map_err(refused)?;
     files::resolv_conf(config.dns_config.as_ref())?;
     let options = status::namespace_options(config);
-    let host_network = options.network() == v1::NamespaceMode::Node;
     if config.hostname.len() > 64 || config.hostname.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err(Error::invalid("config.hostname", format!("{:?} is not a host name", config.hostname)));
     }
@@ -80,16 +81,22 @@ pub(crate) fn validate(context: &Context, config: &v1::PodSandboxConfig, handler
     }
     let parent = config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()).unwrap_or_default();
     context.cgroup_parent(parent)?;
-    if !host_network {
-        let network = context.network.status();
-        if !network.ready {
-            return Err(Error::new(
-                Kind::FailedPrecondition,
-                format!("the pod network is not ready: {} ({})", network.message, network.reason),
-            ));
-        }
-    }
     Ok(())
+}
+
+/// Waits a little for a pod network that is about to be ready: after a restart, or while the node comes up.
+///
+/// # Errors
+/// It is not ready; pods with the node's network don't ask.
+pub(crate) async fn network_ready(context: &Context, config: &v1::PodSandboxConfig) -> Result<()> {
+    if status::namespace_options(config).network() == v1::NamespaceMode::Node {
+        return Ok(());
+    }
+    context
+        .network
+        .ready_within(NETWORK)
+        .await
+        .map_err(|error| Error::new(Kind::FailedPrecondition, "no pod can be attached").because(error))
 }
 
 /// Creates, or leaves nothing behind.
@@ -215,9 +222,7 @@ async fn pin(context: &Context, client: &Client, record: &SandboxRecord) -> Resu
     };
     let (sysctls, warnings) = criox_spec::sandbox_sysctls(&context.default_sysctls(), &record.config.0)
         .map_err(|error| Error::new(Kind::InvalidArgument, format!("config.{error}")))?;
-    for warning in warnings {
-        tracing::debug!(sandbox = %record.id, "{}", warning.message);
-    }
+    context.clamps.tell(&warnings);
     let verb = proto::PinNamespaces {
         network: path(Namespace::Network),
         ipc: path(Namespace::Ipc),

@@ -1,0 +1,4 @@
+//! The sub-commands.
+
+pub(crate) mod config;
+pub(crate) mod version;

@@ -1,0 +1,184 @@
+//! The daemon: configuration, parts, recovery, socket, signals.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use criox_config::{Config, LoadOptions, Loaded, Overrides, Problems};
+use criox_lifecycle::{Clamps, Clock, Context, Events, Handlers, Index, Lifecycle, Names, Paths, SeccompDefaults};
+use criox_network::Network;
+use criox_store::Store;
+use criox_sys::cgroup::Cgroups;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::rpc::{RUNTIME_VERSION, Services};
+use crate::{edge, logging, node, notify, server, wiring};
+
+/// Why the daemon does not start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    /// Mistakes in the configuration, one a line.
+    #[error("the configuration has mistakes")]
+    Configuration(#[from] Problems),
+    /// One of its parts.
+    #[error("{part}")]
+    Part {
+        /// Which.
+        part: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+fn part<E: std::error::Error + Send + Sync + 'static>(name: impl Into<String>) -> impl FnOnce(E) -> StartError {
+    let part = name.into();
+    move |error| StartError::Part { part, source: Box::new(error) }
+}
+
+/// Runs until SIGTERM or SIGINT. Containers go on running.
+///
+/// # Errors
+/// The configuration has mistakes, or a part can't be had.
+pub(crate) async fn run(overrides: Overrides) -> Result<(), StartError> {
+    let begun = Instant::now();
+    let options = LoadOptions::system(overrides);
+    let mut loaded = Config::load(&options)?;
+    loaded.check_node(&std::env::var("PATH").unwrap_or_default())?;
+    logging::start(&loaded.config, &loaded.process).map_err(part("log file"))?;
+    report(&loaded);
+    let listen = loaded.config.api.listen.clone();
+    let context = Arc::new(context(&loaded)?);
+    let watching = context.network.start();
+    let lifecycle = Lifecycle::new(context.clone());
+    // Bound after recovery, so that the first answer is a true one; taken before, so that two daemons never recover one
+    // store at once.
+    let listener = server::bind(&listen).map_err(part(format!("socket {}", listen.display())))?;
+    let recovered = lifecycle.recover().await;
+    for reason in &recovered.left_alone {
+        tracing::warn!("left alone: {reason}");
+    }
+    let services = Services { lifecycle };
+    let serving = tokio::spawn(server::serve(listener, services));
+    let watchdog = tokio::spawn(notify::watchdog());
+    notify::ready();
+    tracing::info!(
+        version = RUNTIME_VERSION,
+        socket = %listen.display(),
+        pods = recovered.pods,
+        undone = recovered.undone,
+        silent_monitors = recovered.silent,
+        milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "criox is ready"
+    );
+    wait_for_end(&context, &options).await;
+    notify::stopping();
+    serving.abort();
+    watchdog.abort();
+    drop(watching);
+    if let Err(error) = context.store.close() {
+        tracing::warn!(error = edge::chain(&error), "the store's home stays mounted");
+    }
+    Ok(())
+}
+
+/// SIGHUP reads the configuration of images and registries again; SIGTERM and SIGINT end the daemon.
+async fn wait_for_end(context: &Context, options: &LoadOptions) {
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
+    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) = signals else {
+        tracing::error!("signals can't be handled");
+        return;
+    };
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return tracing::info!("ending: SIGTERM; containers go on running"),
+            _ = interrupt.recv() => return tracing::info!("ending: SIGINT; containers go on running"),
+            _ = hangup.recv() => reload(context, options),
+        }
+    }
+}
+
+fn reload(context: &Context, options: &LoadOptions) {
+    let reloaded = Config::load(options).and_then(|loaded| wiring::image_options(&loaded));
+    match reloaded {
+        Ok(images) => {
+            context.images.reload(images);
+            context.network.reload();
+            tracing::info!("SIGHUP: read registries, pinned images and networks again; other changes need a restart");
+        }
+        Err(problems) => tracing::error!("SIGHUP: nothing changes, for the configuration has mistakes:\n{problems}"),
+    }
+}
+
+/// What the configuration says that has no effect, once.
+fn report(loaded: &Loaded) {
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    for key in &loaded.unknown {
+        tracing::warn!("{key} is not a key of CRI-O; it has no effect");
+    }
+    for key in &loaded.not_yet_in_effect {
+        tracing::warn!("{key} is not yet in effect in this version of criox");
+    }
+    for key in &loaded.without_meaning {
+        tracing::info!("{key} has no meaning in criox");
+    }
+}
+
+fn context(loaded: &Loaded) -> Result<Context, StartError> {
+    let config = Arc::new(loaded.config.clone());
+    let store_options = wiring::store_options(&config)?;
+    let (store, opened) = Store::open(store_options)
+        .map_err(part(format!("image store {}", config.root.root.display())))?;
+    for layer in &opened.incomplete_layers {
+        tracing::info!(layer, "removed a layer whose making was cut short");
+    }
+    let cgroups = Cgroups::detect().map_err(part("cgroups"))?;
+    let node = node::facts(&cgroups, wiring::systemd(&config));
+    if !node.capabilities.has("SYS_RESOURCE") {
+        tracing::warn!(
+            "criox has no CAP_SYS_RESOURCE: oom_score_adj is not set below {}, resource limits are not raised, and \"all\" capabilities are those that criox has",
+            node.oom_score_adj
+        );
+    }
+    let seccomp = SeccompDefaults::load(config.runtime.seccomp_profile.as_deref()).map_err(part("seccomp profile"))?;
+    let boot_id = criox_sys::process::boot_id().map_err(part("boot ID"))?;
+    let images = criox_image::Images::new(store.clone(), wiring::image_options(loaded)?);
+    let network = Network::new(wiring::network_options(&config)).map_err(part("pod network"))?;
+    Ok(Context {
+        paths: Paths::new(&config.root.root, &config.root.runroot, &config.runtime.namespaces_dir),
+        boot_id,
+        store,
+        images,
+        network,
+        handlers: Handlers::new(
+            &config.runtime.runtimes,
+            &config.runtime.default_runtime,
+            config.runtime.no_pivot,
+            wiring::systemd(&config),
+        ),
+        cgroups,
+        defaults: wiring::spec_defaults(&config),
+        node,
+        seccomp,
+        monitor_program: monitor_program()?,
+        index: Index::default(),
+        events: Events::default(),
+        clamps: Clamps::default(),
+        clock: Clock::default(),
+        names: Names::default(),
+        config,
+    })
+}
+
+/// `criox-monitor`, beside the daemon's own program.
+fn monitor_program() -> Result<PathBuf, StartError> {
+    let own = std::env::current_exe().map_err(part("path of criox itself"))?;
+    // An upgrade has replaced the file meanwhile.
+    let own = own.to_string_lossy().trim_end_matches(" (deleted)").to_owned();
+    let beside = Path::new(&own).with_file_name("criox-monitor");
+    match std::fs::metadata(&beside) {
+        Ok(_) => Ok(beside),
+        Err(error) => Err(part(format!("{} must lie beside criox", beside.display()))(error)),
+    }
+}
