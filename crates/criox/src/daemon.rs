@@ -14,6 +14,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::rpc::{RUNTIME_VERSION, Services};
 use crate::{edge, logging, node, notify, server, wiring};
 
+/// No AppArmor profile.
+const UNCONFINED: &str = "unconfined";
+
 /// Why the daemon does not start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
@@ -141,6 +144,12 @@ fn context(loaded: &Loaded) -> Result<Context, StartError> {
             node.oom_score_adj
         );
     }
+    let mut defaults = wiring::spec_defaults(&config);
+    let profile = &defaults.apparmor_profile;
+    if node.apparmor && profile != UNCONFINED && !node::apparmor_profile_loaded(profile) {
+        tracing::warn!("AppArmor profile {profile:?} is not loaded: containers without a profile of their own run unconfined; load it with apparmor_parser and restart criox");
+        defaults.apparmor_profile = UNCONFINED.into();
+    }
     let seccomp = SeccompDefaults::load(config.runtime.seccomp_profile.as_deref()).map_err(part("seccomp profile"))?;
     let boot_id = criox_sys::process::boot_id().map_err(part("boot ID"))?;
     let images = criox_image::Images::new(store.clone(), wiring::image_options(loaded)?);
@@ -158,7 +167,7 @@ fn context(loaded: &Loaded) -> Result<Context, StartError> {
             wiring::systemd(&config),
         ),
         cgroups,
-        defaults: wiring::spec_defaults(&config),
+        defaults,
         node,
         seccomp,
         monitor_program: monitor_program()?,

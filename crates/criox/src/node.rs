@@ -60,6 +60,12 @@ pub(crate) fn facts(cgroups: &Cgroups, systemd_cgroup: bool) -> NodeFacts {
     }
 }
 
+/// Whether a profile of AppArmor is loaded; a name that is not would make every container fail.
+pub(crate) fn apparmor_profile_loaded(name: &str) -> bool {
+    let profiles = fs::read_to_string("/sys/kernel/security/apparmor/profiles").unwrap_or_default();
+    profiles.lines().any(|line| line.rsplit_once(" (").is_some_and(|(profile, _)| profile == name))
+}
+
 /// Major and minor of `6.18.3-arch1`.
 fn kernel_version(release: &str) -> (u32, u32) {
     let mut parts = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));

@@ -25,7 +25,7 @@ use crate::status;
 /// The end of a piece of work.
 pub(crate) enum Outcome {
     SandboxCreated(Result<sandbox::run::Created>),
-    SandboxStopped(Result<()>),
+    SandboxStopped(sandbox::stop::Stopped),
     SandboxRemoved(Result<()>),
     ContainerCreated(ContainerId, Box<Result<ContainerRecord>>),
     ContainerStarted(ContainerId, Result<Started>),
@@ -37,7 +37,7 @@ impl Task {
     pub(super) async fn settle(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::SandboxCreated(result) => self.sandbox_created(result).await,
-            Outcome::SandboxStopped(result) => self.sandbox_stopped(result).await,
+            Outcome::SandboxStopped(stopped) => self.sandbox_stopped(stopped).await,
             Outcome::SandboxRemoved(result) => self.sandbox_removed(&result),
             Outcome::ContainerCreated(id, result) => self.container_created(id, *result).await,
             Outcome::ContainerStarted(id, result) => self.container_started(id, result).await,
@@ -71,18 +71,20 @@ impl Task {
         }
     }
 
-    async fn sandbox_stopped(&mut self, result: Result<()>) {
+    async fn sandbox_stopped(&mut self, stopped: sandbox::stop::Stopped) {
         self.busy = None;
+        let sandbox::stop::Stopped { monitor_ended, result } = stopped;
         let was_ready = self.sandbox.phase == SandboxPhase::Ready;
         let record = SandboxRecord {
             phase: SandboxPhase::NotReady,
             torn_down: result.is_ok(),
             ..(*self.sandbox).clone()
         };
-        self.pod.set_monitor(None);
-        self.events = None;
-        // Nothing runs any more, whatever could not be given back.
-        self.settle_lost(reasons::CONTAINER_STATUS_UNKNOWN, "").await;
+        if monitor_ended {
+            self.pod.set_monitor(None);
+            self.events = None;
+            self.settle_lost(reasons::CONTAINER_STATUS_UNKNOWN, "").await;
+        }
         self.keep_sandbox(record).await;
         if let Err(error) = &result {
             tracing::warn!(sandbox = %self.sandbox.id, error = error.chain(), "stop of a pod sandbox left something behind");

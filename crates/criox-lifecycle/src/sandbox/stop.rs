@@ -34,18 +34,31 @@ pub(crate) struct Work {
     pub(crate) containers: Vec<Target>,
 }
 
-/// Stops the pod; afterwards nothing of it runs, also when this fails.
-pub(crate) async fn stop(work: Work) -> Result<()> {
-    end_containers(&work).await?;
+/// How far a stop came.
+pub(crate) struct Stopped {
+    /// The monitor has ended, and with it everything that ran in the pod.
+    pub(crate) monitor_ended: bool,
+    /// Whether all has been given back.
+    pub(crate) result: Result<()>,
+}
+
+/// Stops the pod.
+pub(crate) async fn stop(work: Work) -> Stopped {
+    if let Err(error) = end_containers(&work).await {
+        return Stopped { monitor_ended: false, result: Err(error) };
+    }
     let owed = work.context.paths.network_record(work.sandbox.id.as_str());
     let (network, monitor) = tokio::join!(
         network::release(&work.context, &owed),
         end_monitor(&work.context, &work.sandbox, work.client.as_ref())
     );
+    let monitor_ended = monitor.is_ok();
     // The namespace stays until its network has been given back: a plugin may want to look into it.
-    network?;
-    monitor?;
-    release(&work.context, &work.sandbox).await
+    let result = match network.and(monitor) {
+        Ok(()) => release(&work.context, &work.sandbox).await,
+        Err(error) => Err(error),
+    };
+    Stopped { monitor_ended, result }
 }
 
 /// Ends all containers and forgets them in the runtime.
