@@ -1,0 +1,139 @@
+//! What the monitor knows of a container.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use criox_monitor_api::proto::{self, ContainerState, ExitFacts, container_state};
+use criox_sys::process::Pidfd;
+
+use crate::exec::Exec;
+use crate::oom::OomWatch;
+
+/// `Creating → Created → Running → Exited`; a container may exit from Created too. Creating is in no list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Creating,
+    Created,
+    Running,
+    Exited,
+}
+
+/// Who waits for an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Caller {
+    pub(crate) client: u32,
+    pub(crate) request: u64,
+}
+
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) phase: Phase,
+    pub(crate) runtime: proto::Runtime,
+    pub(crate) pid: i32,
+    pub(crate) start_time: u64,
+    pub(crate) pidfd: Option<Pidfd>,
+    /// Empty until created.
+    pub(crate) cgroup: String,
+    pub(crate) started_at: i64,
+    pub(crate) exit: Option<ExitFacts>,
+    /// Ended, but its output isn't in the log yet: given up at this time.
+    pub(crate) settling: Option<Instant>,
+    /// The output goes to a file.
+    pub(crate) logged: bool,
+    /// Bytes that wait for the log writer.
+    pub(crate) queued: usize,
+    pub(crate) stdin: Option<OwnedFd>,
+    /// The master, for sizes; its output is read through a duplicate.
+    pub(crate) terminal: Option<OwnedFd>,
+    pub(crate) oom: Option<OomWatch>,
+    pub(crate) execs: BTreeMap<String, Exec>,
+    /// Groups of ended execs whose descendants live on.
+    pub(crate) lingering: Vec<String>,
+    /// A delete is at work.
+    pub(crate) deleting: Vec<Caller>,
+    /// The runtime's part of it is over; until then its group is emptied.
+    pub(crate) delete_until: Option<Instant>,
+}
+
+impl Container {
+    pub(crate) fn new(id: String, runtime: proto::Runtime, logged: bool) -> Self {
+        Self {
+            id,
+            phase: Phase::Creating,
+            runtime,
+            pid: 0,
+            start_time: 0,
+            pidfd: None,
+            cgroup: String::new(),
+            started_at: 0,
+            exit: None,
+            settling: None,
+            logged,
+            queued: 0,
+            stdin: None,
+            terminal: None,
+            oom: None,
+            execs: BTreeMap::new(),
+            lingering: Vec::new(),
+            deleting: Vec::new(),
+            delete_until: None,
+        }
+    }
+
+    /// As List tells it.
+    pub(crate) fn state(&self) -> Option<ContainerState> {
+        let phase = match self.phase {
+            Phase::Creating => return None,
+            Phase::Created => container_state::Phase::Created,
+            Phase::Running => container_state::Phase::Running,
+            Phase::Exited => container_state::Phase::Exited,
+        };
+        Some(ContainerState {
+            container_id: self.id.clone(),
+            phase: phase.into(),
+            pid: self.pid,
+            start_time: self.start_time,
+            started_at: self.started_at,
+            exit: self.exit,
+            cgroup: self.cgroup.clone(),
+        })
+    }
+}
+
+/// A run of the OCI runtime.
+pub(crate) struct RuntimeRun {
+    pub(crate) process: Pidfd,
+    pub(crate) log: PathBuf,
+    pub(crate) pid_file: Option<PathBuf>,
+    pub(crate) container: u32,
+    pub(crate) purpose: Purpose,
+    pub(crate) timed_out: bool,
+}
+
+/// A socket that a runtime sends the terminal's master to, and its path.
+pub(crate) type Console = (OwnedFd, PathBuf);
+
+/// What follows when the runtime has ended.
+pub(crate) enum Purpose {
+    Create {
+        caller: Caller,
+        pipes: Vec<(OwnedFd, crate::log::Stream)>,
+        console: Option<Console>,
+    },
+    Start {
+        caller: Caller,
+    },
+    Exec {
+        exec_id: String,
+        console: Option<Console>,
+        process_file: PathBuf,
+    },
+    Delete,
+    /// Deletes what a failed creation left; the creator is told `failure` afterwards.
+    Undo {
+        caller: Caller,
+        failure: proto::reply::Result,
+    },
+}

@@ -1,0 +1,177 @@
+//! Process 1 of a pod whose containers share a PID namespace: it reaps, and ends on SIGTERM.
+//!
+//! It is the monitor's own binary under another first argument, executed through a detached read-only mount of
+//! it: containers of the pod see it in `/proc/1/exe`, and nothing there can be written, at no cost in memory (a
+//! sealed copy would cost its size). It has an empty root, so that `/proc/1/root` leads nowhere, no
+//! capabilities, and is not dumpable.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use criox_sys::process::{self, Signal, SpawnSpec};
+use rustix::mount::{MountPropagationFlags, OpenTreeFlags, UnmountFlags};
+use rustix::process::DumpableBehavior;
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
+};
+
+use criox_monitor_api::proto::StartSandboxProcess;
+
+/// The first argument that makes the program an init.
+pub(crate) const ARGUMENT: &str = "sandbox-init";
+
+/// See mount_setattr(2).
+const MOUNT_ATTR_RDONLY: u64 = 1;
+
+/// Starts it and pins its namespace. Returns its number.
+pub(crate) fn start(request: &StartSandboxProcess) -> Result<i32, String> {
+    let fail = |step: &str, error: io::Error| format!("could not start the sandbox process: {step}: {error}");
+    let binary = read_only_binary().map_err(|e| fail("making its binary read-only", e))?;
+    let program = format!("/proc/self/fd/{}", binary.as_raw_fd());
+    let (mut told, tell) = pipe().map_err(|e| fail("making a pipe", e))?;
+    let dirs: Vec<&Path> = request.cgroup_dirs.iter().map(Path::new).collect();
+    let cgroup = criox_sys::cgroup::EnterHandle::from_dirs(dirs)
+        .map_err(|e| fail("its cgroups", io::Error::other(e)))?;
+    let spawn = || -> io::Result<process::Pidfd> {
+        let mut spec = SpawnSpec::new(&program)?;
+        spec.arg(ARGUMENT)?;
+        for path in [&request.user, &request.ipc, &request.network, &request.uts] {
+            spec.arg(path)?;
+        }
+        spec.cgroup(&cgroup).new_session().fd(tell.as_fd(), 1);
+        spec.spawn().map_err(io::Error::other)
+    };
+    let first = spawn().map_err(|e| fail("starting it", e))?;
+    drop(tell);
+    let mut text = String::new();
+    io::Read::read_to_string(&mut told, &mut text).map_err(|e| fail("hearing of it", e))?;
+    let _ = first.wait_ended(std::time::Duration::from_secs(5));
+    let _ = first.try_reap();
+    let pid: i32 = text.parse().map_err(|_| fail("entering the namespaces", io::Error::other(text)))?;
+    if !request.pid_namespace.is_empty() {
+        let source = format!("/proc/{pid}/ns/pid");
+        if let Err(error) = rustix::mount::mount_bind(source.as_str(), request.pid_namespace.as_str()) {
+            let _ = process::Pidfd::open(pid).and_then(|init| init.send_signal(9));
+            return Err(fail("pinning its PID namespace", error.into()));
+        }
+    }
+    Ok(pid)
+}
+
+/// What the started binary does: enters the namespaces, forks process 1 into a new PID namespace, and tells its
+/// number on stdout. Returns the exit code.
+pub(crate) fn run(mut args: impl Iterator<Item = OsString>) -> u8 {
+    let mut stdout = io::stdout();
+    match enter(&mut args) {
+        Ok(pid) => u8::from(write!(stdout, "{pid}").and_then(|()| stdout.flush()).is_err()),
+        Err((step, error)) => {
+            let _ = write!(stdout, "{step}: {error}").and_then(|()| stdout.flush());
+            1
+        }
+    }
+}
+
+type Step<T> = Result<T, (&'static str, io::Error)>;
+
+fn enter(args: &mut impl Iterator<Item = OsString>) -> Step<i32> {
+    let kinds = [
+        ("user namespace", LinkNameSpaceType::User),
+        ("IPC namespace", LinkNameSpaceType::InterProcessCommunication),
+        ("network namespace", LinkNameSpaceType::Network),
+        ("UTS namespace", LinkNameSpaceType::HostNameAndNISDomainName),
+    ];
+    for (name, kind) in kinds {
+        let path = args.next().unwrap_or_default();
+        if !path.is_empty() {
+            let file = std::fs::File::open(&path).map_err(|e| (name, e))?;
+            move_into_link_name_space(file.as_fd(), Some(kind)).map_err(|e| (name, e.into()))?;
+        }
+    }
+    let (mut ready, tell) = pipe().map_err(|e| ("pipe", e))?;
+    let child = process::fork_single_threaded(true, || match become_init() {
+        Ok(signals) => {
+            let _ = (&tell).write_all(b"1");
+            reap(&signals)
+        }
+        Err(_) => 1,
+    })
+    .map_err(|e| ("PID namespace", e))?;
+    drop(tell);
+    let mut word = [0];
+    io::Read::read_exact(&mut ready, &mut word).map_err(|e| ("process 1", e))?;
+    Ok(child.pid())
+}
+
+/// In process 1: nothing of the host stays in its hands.
+fn become_init() -> io::Result<OwnedFd> {
+    // The other end waits for all holders of this pipe to end.
+    rustix::stdio::dup2_stdout(rustix::stdio::stdin())?;
+    process::set_name(c"sandbox-init")?;
+    let signals = process::signalfd(&[Signal::CHILD, Signal::TERM, Signal::INT])?;
+    process::unshare(UnshareFlags::NEWNS)?;
+    empty_root()?;
+    rustix::thread::set_no_new_privs(true)?;
+    let none = CapabilitySet::empty();
+    // The bounding set needs no thought: nothing is executed from here.
+    rustix::thread::set_capabilities(
+        None,
+        CapabilitySets { effective: none, permitted: none, inheritable: none },
+    )?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(signals)
+}
+
+/// A mount of this program's binary that is in no mount table and can't be written through.
+fn read_only_binary() -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mount = rustix::mount::open_tree(rustix::fs::CWD, "/proc/self/exe", flags)?;
+    criox_sys::mount::set_attributes(mount.as_fd(), MOUNT_ATTR_RDONLY, 0, false)?;
+    Ok(mount)
+}
+
+/// A root with nothing in it, for this mount namespace.
+fn empty_root() -> io::Result<()> {
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let flags = rustix::mount::MountFlags::NOSUID
+        | rustix::mount::MountFlags::NODEV
+        | rustix::mount::MountFlags::NOEXEC;
+    rustix::mount::mount(
+        "tmpfs",
+        "/proc",
+        "tmpfs",
+        flags | rustix::mount::MountFlags::RDONLY,
+        c"size=4k,mode=555",
+    )?;
+    std::env::set_current_dir("/proc")?;
+    rustix::process::pivot_root(".", ".")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+    std::env::set_current_dir("/")
+}
+
+fn reap(set: &OwnedFd) -> i32 {
+    let _ = rustix::fs::fcntl_setfl(set, rustix::fs::OFlags::empty());
+    let mut buffer = [0; 128];
+    loop {
+        match rustix::io::read(set, &mut buffer) {
+            // The first field of signalfd_siginfo is the signal's number.
+            Ok(count) if count >= 4 => {
+                let number = u32::from_ne_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]);
+                if number != Signal::CHILD.as_raw().unsigned_abs() {
+                    return 0;
+                }
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            _ => return 1,
+        }
+        while let Ok(Some(pid)) = process::peek_ended_child() {
+            let _ = process::reap_child(pid);
+        }
+    }
+}
+
+fn pipe() -> io::Result<(std::fs::File, std::fs::File)> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    Ok((read.into(), write.into()))
+}

@@ -1,0 +1,447 @@
+//! What the daemon asks for. Verbs that need the runtime or the log writer are answered later.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use criox_monitor_api::VERSION;
+use criox_monitor_api::frame::FrameError;
+use criox_monitor_api::proto::{
+    self, HelloReply, ListReply, Request, failure::Kind, message, reply, request::Verb,
+};
+use criox_sys::pty;
+
+use crate::client::{done, failure, reply as reply_message};
+use crate::container::{Caller, Container, Phase, Purpose, RuntimeRun};
+use crate::log::Stream;
+use crate::log_writer::Job;
+use crate::monitor::{Monitor, Timer};
+use crate::{exits, init, namespaces, oci};
+
+/// Where the daemon sets none.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A creation that waits for its log file.
+pub(crate) struct WaitingCreate {
+    pub(crate) caller: Caller,
+    pub(crate) request: proto::Create,
+}
+
+pub(crate) fn timeout(milliseconds: u32) -> Duration {
+    if milliseconds == 0 { DEFAULT_TIMEOUT } else { Duration::from_millis(milliseconds.into()) }
+}
+
+impl Monitor {
+    /// An error ends the connection.
+    pub(crate) fn request(&mut self, client: u32, request: Request) -> Result<(), FrameError> {
+        let caller = Caller { client, request: request.id };
+        let Some(verb) = request.verb else {
+            self.answer(caller, failure(Kind::Unsupported, "this monitor doesn't know the verb"));
+            return Ok(());
+        };
+        let greeted = self.client(client).is_some_and(|client| client.greeted);
+        match verb {
+            Verb::Hello(hello) => self.hello(caller, &hello),
+            _ if !greeted => {
+                self.answer(caller, failure(Kind::WrongState, "the first request must be Hello"))
+            }
+            Verb::Exec(exec) => {
+                let wanted = if exec.terminal {
+                    0
+                } else {
+                    [exec.stdin, exec.stdout, exec.stderr].iter().filter(|w| **w).count()
+                };
+                let Some(client) = self.client(client) else { return Ok(()) };
+                let fds = client.reader.take_fds(wanted)?;
+                self.exec(caller, exec, fds);
+            }
+            Verb::Attach(_) => {
+                if let Some(client) = self.client(client) {
+                    drop(client.reader.take_fds(1)?);
+                }
+                self.answer(
+                    caller,
+                    failure(Kind::Unsupported, "attach is not in this version of the monitor"),
+                );
+            }
+            Verb::Subscribe(subscribe) => self.subscribe(caller, subscribe.after),
+            Verb::Create(create) => self.create(caller, create),
+            Verb::Start(start) => self.start(caller, &start),
+            Verb::Delete(delete) => self.delete(caller, &delete),
+            Verb::ReopenLog(reopen) => self.reopen_log(caller, &reopen.container_id),
+            other => {
+                let result = self.at_once(other);
+                self.answer(caller, result);
+            }
+        }
+        Ok(())
+    }
+
+    /// Verbs that are done when this returns.
+    fn at_once(&mut self, verb: Verb) -> reply::Result {
+        match verb {
+            Verb::PinNamespaces(request) => {
+                namespaces::pin(&request).map_or_else(|error| failure(Kind::Internal, error), |()| done())
+            }
+            Verb::StartSandboxProcess(request) if request.kind == 0 => done(),
+            Verb::StartSandboxProcess(request) if request.kind == 1 => self.start_init(&request),
+            Verb::Signal(signal) => self.signal(&signal),
+            Verb::EndExec(end) => self.end_exec(&end),
+            Verb::List(_) => self.list(),
+            Verb::Resize(resize) => self.resize(&resize),
+            Verb::CloseStdin(close) => match self.find(&close.container_id) {
+                Some(number) => {
+                    drop(self.containers.get_mut(&number).and_then(|container| container.stdin.take()));
+                    done()
+                }
+                None => not_found(&close.container_id),
+            },
+            Verb::Shutdown(_) => self.shutdown(),
+            _ => failure(Kind::Unsupported, "the verb is not in this version of the monitor"),
+        }
+    }
+
+    fn start_init(&mut self, request: &proto::StartSandboxProcess) -> reply::Result {
+        if self.sandbox_process != 0 {
+            return failure(Kind::WrongState, "the sandbox process is there already");
+        }
+        match init::start(request) {
+            Ok(pid) => {
+                self.sandbox_process = pid;
+                reply::Result::SandboxProcess(proto::SandboxProcessReply { pid })
+            }
+            Err(error) => failure(Kind::Internal, error),
+        }
+    }
+
+    fn hello(&mut self, caller: Caller, hello: &proto::Hello) {
+        if !hello.versions.contains(&VERSION) {
+            let text = format!("the monitor speaks version {VERSION}, the client {:?}", hello.versions);
+            return self.answer(caller, failure(Kind::Unsupported, text));
+        }
+        if let Some(client) = self.client(caller.client) {
+            client.greeted = true;
+        }
+        let hello = HelloReply {
+            version: VERSION,
+            pid: i32::try_from(std::process::id()).unwrap_or(0),
+            sandbox_id: self.args.sandbox_id.clone(),
+            build: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        self.answer(caller, reply::Result::Hello(hello));
+    }
+
+    fn subscribe(&mut self, caller: Caller, after: u64) {
+        let events = self.events.after(after);
+        let Some(client) = self.client(caller.client) else { return };
+        client.subscribed = true;
+        self.answer(caller, done());
+        for event in events {
+            self.send(caller.client, message::Kind::Event(event), Vec::new());
+        }
+    }
+
+    fn list(&self) -> reply::Result {
+        reply::Result::List(ListReply {
+            containers: self.containers.values().filter_map(Container::state).collect(),
+            last_event: self.events.last(),
+            sandbox_process_pid: self.sandbox_process,
+            log_lines_dropped: self.dropped,
+        })
+    }
+
+    fn shutdown(&mut self) -> reply::Result {
+        match self.containers.values().find(|container| container.phase != Phase::Exited) {
+            Some(live) => failure(Kind::WrongState, format!("container {} has not ended", live.id)),
+            None => {
+                // Not reaped here: as a child of a process that ends it goes to process 1.
+                if self.sandbox_process != 0 {
+                    let init = criox_sys::process::Pidfd::open(self.sandbox_process);
+                    drop(init.and_then(|init| init.send_signal(9)));
+                }
+                self.ends = true;
+                done()
+            }
+        }
+    }
+
+    fn signal(&mut self, request: &proto::Signal) -> reply::Result {
+        let Some(container) =
+            self.find(&request.container_id).and_then(|number| self.containers.get(&number))
+        else {
+            return not_found(&request.container_id);
+        };
+        let Some(pidfd) = container.pidfd.as_ref().filter(|_| container.exit.is_none()) else {
+            return failure(Kind::WrongState, format!("container {} has no process", request.container_id));
+        };
+        let all = if request.all && request.signal == 9 {
+            self.cgroups.kill_pass(&container.cgroup).map(drop).map_err(|error| error.to_string())
+        } else {
+            Ok(())
+        };
+        match pidfd.send_signal(request.signal).map_err(|error| error.to_string()).and(all) {
+            Ok(()) => done(),
+            Err(error) => {
+                failure(Kind::Internal, format!("could not signal {}: {error}", request.container_id))
+            }
+        }
+    }
+
+    fn resize(&mut self, request: &proto::Resize) -> reply::Result {
+        let Some(container) =
+            self.find(&request.container_id).and_then(|number| self.containers.get(&number))
+        else {
+            return not_found(&request.container_id);
+        };
+        let terminal = match container.execs.get(&request.exec_id) {
+            Some(exec) => exec.terminal.as_ref(),
+            None if request.exec_id.is_empty() => container.terminal.as_ref(),
+            None => return not_found(&request.exec_id),
+        };
+        let Some(terminal) = terminal else { return failure(Kind::WrongState, "it has no terminal") };
+        let clamp = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
+        match pty::set_size(terminal, clamp(request.width), clamp(request.height)) {
+            Ok(()) => done(),
+            Err(error) => failure(Kind::Internal, format!("could not resize the terminal: {error}")),
+        }
+    }
+
+    fn create(&mut self, caller: Caller, request: proto::Create) {
+        let id = request.container_id.clone();
+        let valid = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if id.is_empty() || id.starts_with('.') || id.len() > 255 || !id.chars().all(valid) {
+            return self.answer(caller, failure(Kind::Internal, "the container ID is no plain name"));
+        }
+        if self.find(&id).is_some() {
+            return self
+                .answer(caller, failure(Kind::WrongState, format!("container {id} is there already")));
+        }
+        let Some(runtime) = request.runtime.clone() else {
+            return self.answer(caller, failure(Kind::Internal, "Create names no runtime"));
+        };
+        exits::remove(&self.args.run_dir, &id);
+        let number = self.number();
+        let logged = !request.log_path.is_empty();
+        self.containers.insert(number, Container::new(id, runtime, logged));
+        if !logged {
+            return self.run_create(number, caller, request);
+        }
+        let open =
+            Job::Open { log: number, path: request.log_path.clone().into(), limit: request.log_size_max };
+        self.creates.insert(number, WaitingCreate { caller, request });
+        if let Err(error) = self.writer.send(open) {
+            self.log_opened(number, Err(error.to_string()));
+        }
+    }
+
+    pub(crate) fn log_opened(&mut self, number: u32, result: Result<(), String>) {
+        let Some(waiting) = self.creates.remove(&number) else { return };
+        match result {
+            Ok(()) => self.run_create(number, waiting.caller, waiting.request),
+            Err(error) => {
+                self.forget(number, true);
+                self.answer(waiting.caller, failure(Kind::Internal, error));
+            }
+        }
+    }
+
+    fn run_create(&mut self, number: u32, caller: Caller, request: proto::Create) {
+        if let Err(result) = self.try_create(number, caller, &request) {
+            self.forget(number, true);
+            self.answer(caller, result);
+        }
+    }
+
+    fn try_create(
+        &mut self,
+        number: u32,
+        caller: Caller,
+        request: &proto::Create,
+    ) -> Result<(), reply::Result> {
+        let internal = |error: std::io::Error| {
+            failure(Kind::Internal, format!("could not prepare the container's streams: {error}"))
+        };
+        let file = self.args.run_dir.join(format!("create-{number}"));
+        let (log, pid_file, console) =
+            (file.with_extension("log"), file.with_extension("pid"), file.with_extension("tty"));
+        let mut args: Vec<&OsStr> = vec![
+            "create".as_ref(),
+            "--bundle".as_ref(),
+            request.bundle.as_ref(),
+            "--pid-file".as_ref(),
+            pid_file.as_ref(),
+        ];
+        let runtime = request.runtime.clone().unwrap_or_default();
+        if runtime.no_pivot {
+            args.push("--no-pivot".as_ref());
+        }
+        let mut listener = None;
+        if request.terminal {
+            args.extend::<[&OsStr; 2]>(["--console-socket".as_ref(), console.as_ref()]);
+            listener = Some(criox_sys::socket::bind_listen(&console, 1).map_err(internal)?);
+        }
+        args.push(request.container_id.as_ref());
+        let null: OwnedFd =
+            std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").map_err(internal)?.into();
+        let mut pipes = Vec::new();
+        let (mut stdin, mut ends) = (None, Vec::new());
+        if !request.terminal {
+            for stream in [Stream::Stdout, Stream::Stderr] {
+                let (read, write) = pipe().map_err(internal)?;
+                pipes.push((read, stream));
+                ends.push(write);
+            }
+            if request.stdin {
+                let (read, write) = pipe().map_err(internal)?;
+                stdin = Some(read);
+                if let Some(container) = self.containers.get_mut(&number) {
+                    container.stdin = Some(write);
+                }
+            }
+        }
+        let end = |fd: Option<&OwnedFd>| fd.unwrap_or(&null).as_fd().try_clone_to_owned();
+        let stdio = [end(stdin.as_ref()), end(ends.first()), end(ends.get(1))];
+        let [stdin, stdout, stderr] = stdio;
+        let stdio = [stdin.map_err(internal)?, stdout.map_err(internal)?, stderr.map_err(internal)?];
+        let borrowed = [stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()];
+        let process = oci::start(&runtime, &log, &args, Some(borrowed), None).map_err(|e| not_started(&e))?;
+        let purpose =
+            Purpose::Create { caller, pipes, console: listener.map(|listener| (listener, console)) };
+        self.follow(
+            RuntimeRun {
+                process,
+                log,
+                pid_file: Some(pid_file),
+                container: number,
+                purpose,
+                timed_out: false,
+            },
+            timeout(request.timeout_ms),
+        );
+        Ok(())
+    }
+
+    /// Takes note of a runtime process that has been started.
+    pub(crate) fn follow(&mut self, run: RuntimeRun, limit: Duration) {
+        let pid = run.process.pid();
+        self.runtimes.insert(pid, run);
+        self.after(limit, Timer::Runtime(pid));
+    }
+
+    fn start(&mut self, caller: Caller, request: &proto::Start) {
+        let Some(number) = self.find(&request.container_id) else {
+            return self.answer(caller, not_found(&request.container_id));
+        };
+        let Some(container) = self.containers.get(&number) else { return };
+        match container.phase {
+            Phase::Created => {}
+            // The daemon asks again after it was killed.
+            Phase::Running => return self.answer(caller, done()),
+            _ => {
+                return self.answer(
+                    caller,
+                    failure(
+                        Kind::WrongState,
+                        format!("container {} is not in the created state", container.id),
+                    ),
+                );
+            }
+        }
+        let log = self.args.run_dir.join(format!("start-{number}.log"));
+        let started =
+            oci::start(&container.runtime, &log, &["start".as_ref(), container.id.as_ref()], None, None);
+        match started {
+            Ok(process) => self.follow(
+                RuntimeRun {
+                    process,
+                    log,
+                    pid_file: None,
+                    container: number,
+                    purpose: Purpose::Start { caller },
+                    timed_out: false,
+                },
+                timeout(request.timeout_ms),
+            ),
+            Err(error) => self.answer(caller, not_started(&error)),
+        }
+    }
+
+    fn delete(&mut self, caller: Caller, request: &proto::Delete) {
+        let Some(number) = self.find(&request.container_id) else { return self.answer(caller, done()) };
+        let Some(container) = self.containers.get_mut(&number) else { return };
+        if container.phase == Phase::Creating {
+            let text = format!("container {} is being created", container.id);
+            return self.answer(caller, failure(Kind::WrongState, text));
+        }
+        container.deleting.push(caller);
+        if container.deleting.len() > 1 {
+            return;
+        }
+        let (id, runtime) = (container.id.clone(), container.runtime.clone());
+        if let Err(result) =
+            self.run_delete(number, &id, &runtime, Purpose::Delete, timeout(request.timeout_ms))
+        {
+            self.deleted(number, Some(result));
+        }
+    }
+
+    pub(crate) fn run_delete(
+        &mut self,
+        number: u32,
+        id: &str,
+        runtime: &proto::Runtime,
+        purpose: Purpose,
+        limit: Duration,
+    ) -> Result<(), reply::Result> {
+        let log = self.args.run_dir.join(format!("delete-{number}.log"));
+        let args: [&OsStr; 3] = ["delete".as_ref(), "--force".as_ref(), id.as_ref()];
+        let process = oci::start(runtime, &log, &args, None, None).map_err(|error| not_started(&error))?;
+        self.follow(
+            RuntimeRun { process, log, pid_file: None, container: number, purpose, timed_out: false },
+            limit,
+        );
+        Ok(())
+    }
+
+    fn reopen_log(&mut self, caller: Caller, id: &str) {
+        let Some(number) = self.find(id) else { return self.answer(caller, not_found(id)) };
+        if self.containers.get(&number).is_none_or(|c| !c.logged || c.phase == Phase::Exited) {
+            return self.answer(caller, failure(Kind::WrongState, format!("container {id} writes no log")));
+        }
+        let job = Job::Reopen { log: number, client: caller.client, request: caller.request };
+        if let Err(error) = self.writer.send(job) {
+            self.answer(caller, failure(Kind::Internal, error.to_string()));
+        }
+    }
+
+    pub(crate) fn log_reopened(&mut self, client: u32, request: u64, result: Result<(), String>) {
+        let result = result.map_or_else(|error| failure(Kind::Internal, error), |()| done());
+        self.send(client, reply_message(request, result), Vec::new());
+    }
+
+    /// Drops all that is held of a container. `undone`: its creation failed, and a log file made for it goes too.
+    pub(crate) fn forget(&mut self, number: u32, undone: bool) {
+        for output in self.outputs_of(number) {
+            self.outputs.remove(&output);
+        }
+        self.unwatch_oom(number);
+        if self.containers.remove(&number).is_some_and(|container| container.logged) {
+            drop(self.writer.send(Job::Close { log: number, forget: undone }));
+        }
+    }
+}
+
+pub(crate) fn not_found(id: &str) -> reply::Result {
+    failure(Kind::NotFound, format!("the monitor has no {id}"))
+}
+
+/// Tells a runtime that is absent from other troubles.
+pub(crate) fn not_started(error: &criox_sys::process::SpawnError) -> reply::Result {
+    let missing = error.step == criox_sys::process::SpawnStep::Execve;
+    let kind = if missing { Kind::RuntimeMissing } else { Kind::Internal };
+    failure(kind, format!("{error}: {}", error.source))
+}
+
+pub(crate) fn pipe() -> std::io::Result<(OwnedFd, OwnedFd)> {
+    Ok(rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?)
+}
