@@ -115,6 +115,8 @@ fn refuse_sandbox(id: &str, reason: &str) -> Admission {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn word(verb: Verb, phase: ContainerPhase, busy: Option<Busy>) -> &'static str {
@@ -168,6 +170,84 @@ mod tests {
             (SandboxPhase::NotReady, None),
         ] {
             assert!(matches!(create("s", phase, busy), Admission::Refuse(_)), "{phase:?} {busy:?}");
+        }
+    }
+
+    /// A step of the world: a request arrives, what is at work ends (well or not), the process ends.
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Ask(Verb),
+        Finish { well: bool },
+        Die,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            Just(Step::Ask(Verb::Start)),
+            Just(Step::Ask(Verb::Stop)),
+            Just(Step::Ask(Verb::Remove)),
+            any::<bool>().prop_map(|well| Step::Finish { well }),
+            Just(Step::Die),
+        ];
+        proptest::collection::vec(step, 1..40)
+    }
+
+    /// What the pod's task does with a step; none when the container is gone.
+    fn take(standing: Standing, step: Step) -> Option<Standing> {
+        let Standing { phase, busy } = standing;
+        match step {
+            Step::Ask(verb) => match container(verb, "c", standing) {
+                Admission::Begin => {
+                    assert_eq!(busy, None, "{verb:?} began while {busy:?} was at work");
+                    let busy = match verb {
+                        Verb::Start => Busy::Starting,
+                        Verb::Stop => Busy::Stopping,
+                        Verb::Remove => Busy::Removing,
+                    };
+                    Some(Standing { phase, busy: Some(busy) })
+                }
+                _ => Some(standing),
+            },
+            Step::Die if phase == ContainerPhase::Creating => Some(standing),
+            Step::Die => Some(Standing { phase: ContainerPhase::Exited, busy }),
+            Step::Finish { well } => match (busy, well) {
+                (None, _) => Some(standing),
+                (Some(Busy::Creating), true) => Some(Standing { phase: ContainerPhase::Created, busy: None }),
+                (Some(Busy::Creating), false) | (Some(Busy::Removing), true) => None,
+                (Some(Busy::Starting), true) if phase == ContainerPhase::Created => {
+                    Some(Standing { phase: ContainerPhase::Running, busy: None })
+                }
+                (Some(Busy::Stopping | Busy::Starting), _) => {
+                    Some(Standing { phase: ContainerPhase::Exited, busy: None })
+                }
+                (Some(Busy::Removing), false) => Some(Standing { phase, busy: None }),
+            },
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_history_brings_an_ended_container_back(steps in steps()) {
+            let mut standing = Standing { phase: ContainerPhase::Creating, busy: Some(Busy::Creating) };
+            for step in steps {
+                let before = standing.phase;
+                let Some(next) = take(standing, step) else { return Ok(()) };
+                if before == ContainerPhase::Exited {
+                    prop_assert_eq!(next.phase, ContainerPhase::Exited);
+                }
+                standing = next;
+            }
+        }
+
+        #[test]
+        fn whatever_happened_a_removal_begins_when_work_has_ended(steps in steps()) {
+            let mut standing = Standing { phase: ContainerPhase::Creating, busy: Some(Busy::Creating) };
+            for step in steps {
+                let Some(next) = take(standing, step) else { return Ok(()) };
+                standing = next;
+            }
+            let Some(idle) = take(standing, Step::Finish { well: true }) else { return Ok(()) };
+            prop_assert!(matches!(container(Verb::Remove, "c", idle), Admission::Begin));
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Pods and containers: one task per pod, joinable operations, recovery, events.
 //!
-//! [`Lifecycle`] has a method for each request of CRI. A request goes to the task of its pod ([`pod`]), which admits it
-//! ([`admit`]), begins the work ([`sandbox`], [`container`]) and shows every change in the [`index`], from which reads
-//! answer without waiting. What outlives the daemon is in the [`record`]s; [`recovery`] settles them at the next start.
+//! [`Lifecycle`] has a method for each request of CRI. A request goes to the task of its pod (`pod`), which admits it
+//! ([`admit`]), begins the work (`sandbox`, `container`) and shows every change in the `index`, from which reads
+//! answer without waiting. What outlives the daemon is in the [`record`]s; `recovery` settles them at the next start.
 
 pub mod admit;
 mod container;

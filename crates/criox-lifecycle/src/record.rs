@@ -227,3 +227,63 @@ pub fn write<T: Serialize>(path: &Path, record: &T) -> Result<(), RecordError> {
     durable::write_atomic(path, &bytes, 0o600)
         .map_err(|error| RecordError::Io { path: path.into(), source: std::io::Error::other(error) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that version 1 wrote; every later build must read them.
+    const SANDBOX_1: &str = r#"{"version":1,"id":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        "boot_id":"b","created_at":7,"phase":"ready","claimed":true,"torn_down":false,"runtime_handler":"",
+        "cgroup_parent":"/kubepods/pod1","config":"CgsKA3BvZBIBdRoBbg==","ips":["10.0.0.2"],
+        "monitor":{"pid":12,"start_time":34}}"#;
+    const CONTAINER_1: &str = r#"{"version":1,"id":"cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc",
+        "sandbox_id":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","created_at":8,"started_at":9,
+        "phase":"exited","claimed":true,"config":"CgUKA3dlYg==","image":{"id":"i","digested":"d","name":"n"},
+        "log_path":"/l","stop_signal":15,"root":"/r","cgroup":"/c",
+        "exit":{"code":1,"finished_at":10,"reason":"Error","message":""}}"#;
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::io::Write::write_all(&mut file.as_file(), text.as_bytes()).expect("it takes bytes");
+        file
+    }
+
+    #[test]
+    fn records_of_version_one_are_read_for_ever() {
+        let sandbox: SandboxRecord = read(file(SANDBOX_1).path()).expect("a golden sandbox");
+        assert_eq!((sandbox.phase, sandbox.created_at), (SandboxPhase::Ready, 7));
+        let metadata = sandbox.config.0.metadata.clone().expect("the request is in it");
+        assert_eq!(
+            (metadata.name.as_str(), metadata.uid.as_str(), metadata.namespace.as_str()),
+            ("pod", "u", "n")
+        );
+        let container: ContainerRecord = read(file(CONTAINER_1).path()).expect("a golden container");
+        assert_eq!(container.exit.map(|exit| exit.code), Some(1));
+        assert_eq!(container.config.0.metadata.clone().expect("the request is in it").name, "web");
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let sandbox: SandboxRecord = read(file(SANDBOX_1).path()).expect("a golden sandbox");
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("sandbox.json");
+        write(&path, &sandbox).expect("the directory is there");
+        let again: SandboxRecord = read(&path).expect("just written");
+        assert_eq!(
+            serde_json::to_value(&again).expect("JSON"),
+            serde_json::to_value(&sandbox).expect("JSON")
+        );
+    }
+
+    #[test]
+    fn torn_and_later_records_are_told_apart() {
+        for torn in ["", "{", &SANDBOX_1[..80], r#"{"version":1}"#] {
+            let error = read::<SandboxRecord>(file(torn).path()).expect_err("torn");
+            assert!(matches!(error, RecordError::Damaged { .. }), "{torn:?}: {error}");
+        }
+        let newer = SANDBOX_1.replace(r#""version":1"#, r#""version":2"#);
+        let error = read::<SandboxRecord>(file(&newer).path()).expect_err("newer");
+        assert!(matches!(error, RecordError::Newer { version: 2, .. }), "{error}");
+    }
+}

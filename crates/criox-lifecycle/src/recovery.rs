@@ -406,7 +406,8 @@ async fn sweep(context: &Arc<Context>, known: &HashSet<SandboxId>) {
 async fn network_records(context: &Context) -> Vec<network::NetworkRecord> {
     let mut records = Vec::new();
     for view in context.index.pods() {
-        if let Ok(Some(record)) = network::read(&context.paths.network_record(view.sandbox.id.as_str())).await {
+        if let Ok(Some(record)) = network::read(&context.paths.network_record(view.sandbox.id.as_str())).await
+        {
             records.push(record);
         }
     }

@@ -9,8 +9,8 @@ use criox_config::value::ImageVolumes;
 use criox_cri::v1;
 use criox_image::ImageInfo;
 use criox_spec::{
-    Built, EffectiveUser, ErrorKind, HandlerFeatures, Identity, ImageFacts, NamespaceSource, Namespaces, ProvidedMounts,
-    ResolvedMount, SpecInput,
+    Built, EffectiveUser, ErrorKind, HandlerFeatures, Identity, ImageFacts, NamespaceSource, Namespaces,
+    ProvidedMounts, ResolvedMount, SpecInput,
 };
 use criox_store::ContainerDraft;
 use criox_sys::durable;

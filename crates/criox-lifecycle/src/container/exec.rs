@@ -27,7 +27,7 @@ const REAP: Duration = Duration::from_secs(20);
 /// What a command said.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Output {
-    /// Standard output, cut at [`OUTPUT_MAX`] together with the other.
+    /// Standard output, cut just below 16 MiB together with the other.
     pub stdout: Vec<u8>,
     /// Standard error.
     pub stderr: Vec<u8>,

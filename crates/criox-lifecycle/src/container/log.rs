@@ -33,7 +33,9 @@ pub(crate) fn path(sandbox: &v1::PodSandboxConfig, container: &v1::ContainerConf
 
 /// Makes the directory of a log. The kubelet has made it already; other callers count on the runtime.
 pub(crate) fn make_directory(path: &Path) -> Result<()> {
-    let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) else { return Ok(()) };
+    let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) else {
+        return Ok(());
+    };
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
