@@ -25,6 +25,7 @@ use crate::paths::Paths;
 use crate::pod::Pod;
 use crate::record::SandboxRecord;
 use crate::seccomp::SeccompDefaults;
+use crate::spare::Spares;
 
 /// What all pods share. Everything in it is either constant, or guards itself with locks that nobody holds across I/O.
 pub struct Context {
@@ -60,6 +61,8 @@ pub struct Context {
     pub clamps: Clamps,
     /// Creation times.
     pub clock: Clock,
+    /// Monitors without a pod.
+    pub spares: Spares,
     /// Which pod has which name.
     pub names: Names,
 }

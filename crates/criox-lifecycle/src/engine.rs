@@ -16,7 +16,7 @@ use crate::key::SandboxKey;
 use crate::pod::{Pod, Request, Run, Start, Task};
 use crate::record::{Encoded, SandboxPhase, SandboxRecord, VERSION};
 use crate::sandbox;
-use crate::status;
+use crate::{spare, status};
 
 /// Pods and containers. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -28,6 +28,11 @@ impl Lifecycle {
     /// Over what all pods share. [`Lifecycle::recover`] comes before the first request.
     pub fn new(context: Arc<Context>) -> Self {
         Self { context }
+    }
+
+    /// For a daemon that ends in order: leaves running what runs, and ends what only waited for requests.
+    pub async fn close(&self) {
+        spare::end_all(&self.context).await;
     }
 
     /// What all pods share.
@@ -68,9 +73,10 @@ impl Lifecycle {
         if let Some(pod) = names.get(key) {
             return Ok(pod.clone());
         }
+        let spare = if spare::suits(&self.context, handler) { self.context.spares.take() } else { None };
         let record = SandboxRecord {
             version: VERSION,
-            id: new_sandbox_id()?,
+            id: spare.as_ref().map_or_else(new_sandbox_id, |spare| Ok(spare.id))?,
             boot_id: self.context.boot_id.clone(),
             created_at: self.context.clock.now(),
             phase: SandboxPhase::Creating,
@@ -85,7 +91,7 @@ impl Lifecycle {
         };
         let (pod, requests) = Pod::new(record.id);
         names.insert(key.clone(), pod.clone());
-        Task::spawn(&self.context, (pod.clone(), requests), record, Start::Create);
+        Task::spawn(&self.context, (pod.clone(), requests), record, Start::Create { spare });
         Ok(pod)
     }
 

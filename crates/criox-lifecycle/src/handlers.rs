@@ -50,6 +50,7 @@ struct Probed {
     mount_options: Vec<String>,
     idmapped_mounts: bool,
     exec_cgroup_flag: bool,
+    flavor: proto::runtime::Flavor,
 }
 
 /// The part of `<runtime> features` (OCI runtime specification, features.md) that is looked at.
@@ -157,6 +158,7 @@ impl Handlers {
             env,
             exec_cgroup_flag: probed.exec_cgroup_flag,
             no_pivot: self.no_pivot,
+            flavor: probed.flavor.into(),
         })
     }
 
@@ -256,12 +258,15 @@ impl Handler {
 }
 
 async fn probe(path: &Path) -> Probed {
-    let help = ["exec", "--help"];
-    let (features, help) = tokio::join!(output(path, &["features"]), output(path, &help));
+    let (help, version) = (["exec", "--help"], ["--version"]);
+    let (features, help, version) =
+        tokio::join!(output(path, &["features"]), output(path, &help), output(path, &version));
+    let flavor =
+        version.map_or(proto::runtime::Flavor::Other, |text| flavor_of(&String::from_utf8_lossy(&text)));
     let features: Option<Features> = features.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let exec_cgroup_flag = help.is_some_and(|text| String::from_utf8_lossy(&text).contains("--cgroup"));
     match features {
-        None => Probed { exec_cgroup_flag, ..Probed::default() },
+        None => Probed { exec_cgroup_flag, flavor, ..Probed::default() },
         Some(features) => Probed {
             oci_version_max: features.oci_version_max,
             mount_options: features.mount_options,
@@ -272,7 +277,18 @@ async fn probe(path: &Path) -> Probed {
                 .and_then(|idmap| idmap.enabled)
                 .unwrap_or(false),
             exec_cgroup_flag,
+            flavor,
         },
+    }
+}
+
+/// Wrappers tell their own version before that of the runtime that they call.
+fn flavor_of(version: &str) -> proto::runtime::Flavor {
+    let says = |name: &str| version.lines().any(|line| line.starts_with(name));
+    match (says("crun version "), says("runc version ")) {
+        (true, false) => proto::runtime::Flavor::Crun,
+        (false, true) => proto::runtime::Flavor::Runc,
+        _ => proto::runtime::Flavor::Other,
     }
 }
 
@@ -291,5 +307,25 @@ async fn output(path: &Path, args: &[&str]) -> Option<Vec<u8>> {
             tracing::warn!(runtime = %path.display(), "the runtime did not end when probed; taking it to have no features");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(version: &str, expected: proto::runtime::Flavor) {
+        assert_eq!(flavor_of(version), expected, "{version}");
+    }
+
+    #[test]
+    fn a_runtime_is_known_by_what_it_calls_itself() {
+        use proto::runtime::Flavor;
+        check("crun version 1.8.1\ncommit: f8a\nspec: 1.0.0\n", Flavor::Crun);
+        check("runc version 1.1.5+ds1\ncommit: 1.1.5+ds1-1\n", Flavor::Runc);
+        check("NVIDIA Container Runtime version 1.17\ncommit: x\n\nrunc version 1.2.6\n", Flavor::Runc);
+        check("runsc version release-2025\nspec: 1.1.0\n", Flavor::Other);
+        check("", Flavor::Other);
     }
 }

@@ -21,6 +21,7 @@ pub mod record;
 mod recovery;
 mod sandbox;
 mod seccomp;
+mod spare;
 pub mod status;
 
 pub use container::devices::host_devices;
@@ -34,3 +35,4 @@ pub use index::{Index, PodView};
 pub use paths::{Namespace, Paths, RunDir};
 pub use recovery::Report;
 pub use seccomp::SeccompDefaults;
+pub use spare::Spares;

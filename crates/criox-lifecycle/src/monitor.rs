@@ -21,6 +21,7 @@ use crate::context::{Context, blocking};
 use crate::error::{Error, Kind, Result};
 use crate::paths::RunDir;
 use crate::record::{ProcessIdentity, SandboxRecord};
+use crate::sandbox::run::IN_POD;
 
 /// A monitor that does not answer within this time counts as silent; stop and remove then act without it.
 pub(crate) const ANSWER: Duration = Duration::from_secs(5);
@@ -42,9 +43,9 @@ pub(crate) fn cgroup(context: &Context, sandbox: &SandboxRecord) -> Result<Strin
     let failed =
         |error| Error::failed(format!("cgroup of the monitor of pod sandbox {}", sandbox.id)).because(error);
     match (context.driver(), setting.as_str()) {
-        (Driver::Cgroupfs, "pod") => Ok(format!("{}/{name}", sandbox.cgroup_parent)),
+        (Driver::Cgroupfs, IN_POD) => Ok(format!("{}/{name}", sandbox.cgroup_parent)),
         (Driver::Cgroupfs, _) => Ok(format!("/crio/{name}")),
-        (Driver::Systemd, "pod") => {
+        (Driver::Systemd, IN_POD) => {
             let slice = sandbox.cgroup_parent.rsplit('/').next().unwrap_or_default();
             Ok(format!("{}/{name}.scope", criox_sys::cgroup::slice_path(slice).map_err(failed)?))
         }
@@ -55,11 +56,15 @@ pub(crate) fn cgroup(context: &Context, sandbox: &SandboxRecord) -> Result<Strin
     }
 }
 
+/// A monitor that runs and answers.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    pub(crate) connection: Connection,
+    pub(crate) identity: ProcessIdentity,
+}
+
 /// Starts the monitor of a pod, whose run directory exists, and connects to it.
-pub(crate) async fn launch(
-    context: &Arc<Context>,
-    sandbox: &SandboxRecord,
-) -> Result<(Connection, ProcessIdentity)> {
+pub(crate) async fn launch(context: &Arc<Context>, sandbox: &SandboxRecord) -> Result<Launched> {
     let run = context.paths.run(sandbox.id.as_str());
     let group = cgroup(context, sandbox)?;
     let object = format!("pod sandbox {}", sandbox.id);
@@ -70,7 +75,7 @@ pub(crate) async fn launch(
         blocking("launch of the monitor", &object, LAUNCH, work).await?
     };
     match connect(&run).await {
-        Ok(connected) => Ok((connected, identity)),
+        Ok(connection) => Ok(Launched { connection, identity }),
         Err(error) => {
             // Nobody knows its number yet but we.
             if let Err(error) = end(None, Some(identity), &object).await {

@@ -80,6 +80,27 @@ pub struct SandboxRecord {
     pub init: Option<ProcessIdentity>,
 }
 
+impl SandboxRecord {
+    /// A record for what only an ID is known of: enough to remove by ID what may be left of it.
+    pub(crate) fn without_request(id: SandboxId, boot_id: &str, cgroup_parent: &str) -> Self {
+        Self {
+            version: VERSION,
+            id,
+            boot_id: boot_id.to_owned(),
+            created_at: 0,
+            phase: SandboxPhase::Creating,
+            claimed: false,
+            torn_down: false,
+            runtime_handler: String::new(),
+            cgroup_parent: cgroup_parent.to_owned(),
+            config: Encoded(Arc::default()),
+            ips: Vec::new(),
+            monitor: None,
+            init: None,
+        }
+    }
+}
+
 /// A process, told from a later one of the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessIdentity {

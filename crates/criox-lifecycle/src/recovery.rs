@@ -27,14 +27,13 @@ use crate::engine::Lifecycle;
 use crate::index::PodView;
 use crate::key::SandboxKey;
 use crate::monitor::{self, Connection};
-use crate::names;
 use crate::paths::RunDir;
 use crate::pod::{Pod, Request, Start, Task, exit_of};
 use crate::record::{
-    self, ContainerPhase, ContainerRecord, Encoded, Exit, ProcessIdentity, RecordError, SandboxPhase,
-    SandboxRecord, VERSION,
+    self, ContainerPhase, ContainerRecord, Exit, ProcessIdentity, RecordError, SandboxPhase, SandboxRecord,
 };
 use crate::sandbox::{network, remove, stop};
+use crate::{names, spare};
 
 /// How long the start waits for monitors that don't answer: their pods are shown as recorded until they do.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -81,6 +80,7 @@ impl Lifecycle {
         restore_networks(context).await;
         sweep(context, &known).await;
         tokio::spawn(collect_networks(context.clone()));
+        tokio::spawn(spare::keep(context.clone()));
         report
     }
 }
@@ -138,23 +138,9 @@ fn container_records(directory: &Path) -> Vec<(ContainerId, std::path::PathBuf)>
         .collect()
 }
 
-/// A record for what only an ID is known of: enough to undo it.
+/// Enough to undo by ID.
 fn unknown_sandbox(context: &Context, id: SandboxId) -> SandboxRecord {
-    SandboxRecord {
-        version: VERSION,
-        id,
-        boot_id: context.boot_id.clone(),
-        created_at: 0,
-        phase: SandboxPhase::Creating,
-        claimed: false,
-        torn_down: false,
-        runtime_handler: String::new(),
-        cgroup_parent: context.cgroup_parent("").unwrap_or_default(),
-        config: Encoded(Arc::default()),
-        ips: Vec::new(),
-        monitor: None,
-        init: None,
-    }
+    SandboxRecord::without_request(id, &context.boot_id, &context.cgroup_parent("").unwrap_or_default())
 }
 
 /// Shows the pod as recorded, and reserves its name.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use criox_config::{Config, LoadOptions, Loaded, Overrides, Problems};
-use criox_lifecycle::{Clamps, Clock, Context, Events, Handlers, Index, Lifecycle, Names, Paths, SeccompDefaults};
+use criox_lifecycle::{
+    Clamps, Clock, Context, Events, Handlers, Index, Lifecycle, Names, Paths, SeccompDefaults, Spares,
+};
 use criox_network::Network;
 use criox_store::Store;
 use criox_sys::cgroup::Cgroups;
@@ -33,7 +35,9 @@ pub(crate) enum StartError {
     },
 }
 
-fn part<E: std::error::Error + Send + Sync + 'static>(name: impl Into<String>) -> impl FnOnce(E) -> StartError {
+fn part<E: std::error::Error + Send + Sync + 'static>(
+    name: impl Into<String>,
+) -> impl FnOnce(E) -> StartError {
     let part = name.into();
     move |error| StartError::Part { part, source: Box::new(error) }
 }
@@ -60,7 +64,7 @@ pub(crate) async fn run(overrides: Overrides) -> Result<(), StartError> {
     for reason in &recovered.left_alone {
         tracing::warn!("left alone: {reason}");
     }
-    let services = Services { lifecycle };
+    let services = Services { lifecycle: lifecycle.clone() };
     let serving = tokio::spawn(server::serve(listener, services));
     let watchdog = tokio::spawn(notify::watchdog());
     notify::ready();
@@ -78,6 +82,7 @@ pub(crate) async fn run(overrides: Overrides) -> Result<(), StartError> {
     serving.abort();
     watchdog.abort();
     drop(watching);
+    lifecycle.close().await;
     if let Err(error) = context.store.close() {
         tracing::warn!(error = edge::chain(&error), "the store's home stays mounted");
     }
@@ -86,7 +91,8 @@ pub(crate) async fn run(overrides: Overrides) -> Result<(), StartError> {
 
 /// SIGHUP reads the configuration of images and registries again; SIGTERM and SIGINT end the daemon.
 async fn wait_for_end(context: &Context, options: &LoadOptions) {
-    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
+    let signals =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
     let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) = signals else {
         tracing::error!("signals can't be handled");
         return;
@@ -106,9 +112,13 @@ fn reload(context: &Context, options: &LoadOptions) {
         Ok(images) => {
             context.images.reload(images);
             context.network.reload();
-            tracing::info!("SIGHUP: read registries, pinned images and networks again; other changes need a restart");
+            tracing::info!(
+                "SIGHUP: read registries, pinned images and networks again; other changes need a restart"
+            );
         }
-        Err(problems) => tracing::error!("SIGHUP: nothing changes, for the configuration has mistakes:\n{problems}"),
+        Err(problems) => {
+            tracing::error!("SIGHUP: nothing changes, for the configuration has mistakes:\n{problems}")
+        }
     }
 }
 
@@ -131,8 +141,8 @@ fn report(loaded: &Loaded) {
 fn context(loaded: &Loaded) -> Result<Context, StartError> {
     let config = Arc::new(loaded.config.clone());
     let store_options = wiring::store_options(&config)?;
-    let (store, opened) = Store::open(store_options)
-        .map_err(part(format!("image store {}", config.root.root.display())))?;
+    let (store, opened) =
+        Store::open(store_options).map_err(part(format!("image store {}", config.root.root.display())))?;
     for layer in &opened.incomplete_layers {
         tracing::info!(layer, "removed a layer whose making was cut short");
     }
@@ -147,10 +157,13 @@ fn context(loaded: &Loaded) -> Result<Context, StartError> {
     let mut defaults = wiring::spec_defaults(&config);
     let profile = &defaults.apparmor_profile;
     if node.apparmor && profile != UNCONFINED && !node::apparmor_profile_loaded(profile) {
-        tracing::warn!("AppArmor profile {profile:?} is not loaded: containers without a profile of their own run unconfined; load it with apparmor_parser and restart criox");
+        tracing::warn!(
+            "AppArmor profile {profile:?} is not loaded: containers without a profile of their own run unconfined; load it with apparmor_parser and restart criox"
+        );
         defaults.apparmor_profile = UNCONFINED.into();
     }
-    let seccomp = SeccompDefaults::load(config.runtime.seccomp_profile.as_deref()).map_err(part("seccomp profile"))?;
+    let seccomp =
+        SeccompDefaults::load(config.runtime.seccomp_profile.as_deref()).map_err(part("seccomp profile"))?;
     let boot_id = criox_sys::process::boot_id().map_err(part("boot ID"))?;
     let images = criox_image::Images::new(store.clone(), wiring::image_options(loaded)?);
     let network = Network::new(wiring::network_options(&config)).map_err(part("pod network"))?;
@@ -176,6 +189,7 @@ fn context(loaded: &Loaded) -> Result<Context, StartError> {
         clamps: Clamps::default(),
         clock: Clock::default(),
         names: Names::default(),
+        spares: Spares::default(),
         config,
     })
 }

@@ -24,6 +24,10 @@ pub(crate) fn start(config: &Config, process: &ProcessOptions) -> io::Result<()>
         None => BoxMakeWriter::new(io::stderr),
     };
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false);
-    if process.log_json { log.json().init() } else { log.init() }
+    if process.log_json {
+        log.json().init()
+    } else {
+        log.init()
+    }
     Ok(())
 }

@@ -28,7 +28,9 @@ fn main() -> ExitCode {
         Command::Config { default } => {
             commands::config::run(invocation.overrides, default, &mut io::stdout().lock()).map_err(Into::into)
         }
-        Command::Version { json } => commands::version::run(json, &mut io::stdout().lock()).map_err(Into::into),
+        Command::Version { json } => {
+            commands::version::run(json, &mut io::stdout().lock()).map_err(Into::into)
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

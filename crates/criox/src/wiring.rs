@@ -23,11 +23,8 @@ pub(crate) fn systemd(config: &Config) -> bool {
 /// A storage option that doesn't exist or can't be honoured.
 pub(crate) fn store_options(config: &Config) -> Result<StoreOptions, Problems> {
     let parsed = StorageOptions::parse(&config.root.storage_option).map_err(|messages| {
-        let problem = |message| Problem {
-            origin: Origin::Default,
-            key: "crio.storage_option".into(),
-            message,
-        };
+        let problem =
+            |message| Problem { origin: Origin::Default, key: "crio.storage_option".into(), message };
         Problems(messages.into_iter().map(problem).collect())
     })?;
     let mut options = StoreOptions::new(&config.root.root, &config.root.runroot);
@@ -50,7 +47,8 @@ pub(crate) fn image_options(loaded: &Loaded) -> Result<ImageOptions, Problems> {
         process.registries_conf_dir.clone(),
     );
     let mut auth_files: Vec<_> = config.image.global_auth_file.clone().into_iter().collect();
-    auth_files.extend(AuthFile::system_paths(|name| std::env::var(name).ok(), rustix::process::getuid().as_raw()));
+    auth_files
+        .extend(AuthFile::system_paths(|name| std::env::var(name).ok(), rustix::process::getuid().as_raw()));
     let mut pinned = config.image.pinned_images.clone();
     pinned.push(config.image.pause_image.clone());
     let mut timeouts = Timeouts::default();

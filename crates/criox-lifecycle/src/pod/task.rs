@@ -22,6 +22,7 @@ use crate::index::PodView;
 use crate::key::{self, ContainerKey};
 use crate::record::{ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord};
 use crate::sandbox;
+use crate::spare::Spare;
 
 /// How long a created object waits for a call that takes it.
 const UNCLAIMED: Duration = Duration::from_secs(600);
@@ -74,8 +75,8 @@ impl Container {
 /// How a task begins.
 #[derive(Debug)]
 pub(crate) enum Start {
-    /// By making the sandbox.
-    Create,
+    /// By making the sandbox, with a monitor that runs already or one to be launched.
+    Create { spare: Option<Spare> },
     /// With what recovery found.
     Recovered { containers: Vec<ContainerRecord>, connection: Option<(Client, mpsc::Receiver<Event>)> },
 }
@@ -124,11 +125,11 @@ impl Task {
             gone: false,
         };
         match start {
-            Start::Create => {
+            Start::Create { spare } => {
                 task.busy = Some(SandboxBusy::Creating);
                 let (context, record) = (task.context.clone(), task.sandbox.clone());
                 task.work.spawn(async move {
-                    Outcome::SandboxCreated(sandbox::run::create(&context, &record).await)
+                    Outcome::SandboxCreated(sandbox::run::create(&context, &record, spare).await)
                 });
             }
             Start::Recovered { containers, connection } => {

@@ -17,9 +17,10 @@ use super::{files, network, remove};
 use crate::container::create::write_first_record;
 use crate::context::{Context, blocking};
 use crate::error::{Error, Kind, Result};
-use crate::monitor::{self, Connection};
+use crate::monitor::{self, Connection, Launched};
 use crate::paths::Namespace;
 use crate::record::{ProcessIdentity, SandboxPhase, SandboxRecord};
+use crate::spare::Spare;
 use crate::{names, status};
 
 /// What the disk and the kernel may take for directories, mounts and cgroups.
@@ -30,6 +31,9 @@ const PIN: Duration = Duration::from_secs(60);
 const NETWORK: Duration = Duration::from_secs(10);
 /// Size of a pod's `/dev/shm`, as in Docker and CRI-O.
 const SHM_SIZE: u64 = 64 << 20;
+
+/// `monitor_cgroup` of handlers that want the monitor in the pod's cgroup.
+pub(crate) const IN_POD: &str = "pod";
 
 /// A sandbox that is ready.
 pub(crate) struct Created {
@@ -100,9 +104,14 @@ pub(crate) async fn network_ready(context: &Context, config: &v1::PodSandboxConf
 }
 
 /// Creates, or leaves nothing behind.
-pub(crate) async fn create(context: &Arc<Context>, record: &SandboxRecord) -> Result<Created> {
-    let mut client = None;
-    match steps(context, record, &mut client).await {
+pub(crate) async fn create(
+    context: &Arc<Context>,
+    record: &SandboxRecord,
+    spare: Option<Spare>,
+) -> Result<Created> {
+    let spare = spare.map(|spare| spare.monitor);
+    let mut client = spare.as_ref().map(|monitor| monitor.connection.0.clone());
+    match steps(context, record, spare, &mut client).await {
         Ok(created) => Ok(created),
         Err(error) => {
             let sandbox = Arc::new(record.clone());
@@ -115,7 +124,12 @@ pub(crate) async fn create(context: &Arc<Context>, record: &SandboxRecord) -> Re
     }
 }
 
-async fn steps(context: &Arc<Context>, record: &SandboxRecord, made: &mut Option<Client>) -> Result<Created> {
+async fn steps(
+    context: &Arc<Context>,
+    record: &SandboxRecord,
+    spare: Option<Launched>,
+    made: &mut Option<Client>,
+) -> Result<Created> {
     let object = format!("pod sandbox {}", record.id);
     let first = {
         let (context, record) = (context.clone(), record.clone());
@@ -123,13 +137,18 @@ async fn steps(context: &Arc<Context>, record: &SandboxRecord, made: &mut Option
     };
     blocking("directories", &object, PREPARE, first).await?;
     let (launched, prepared) = tokio::join!(
-        monitor::launch(context, record),
+        async {
+            match spare {
+                Some(monitor) => Ok(monitor),
+                None => monitor::launch(context, record).await,
+            }
+        },
         blocking("files, shm and cgroup", &object, PREPARE, {
             let (context, record) = (context.clone(), record.clone());
             move || prepare(&context, &record)
         }),
     );
-    let (connection, identity) = launched?;
+    let Launched { connection, identity } = launched?;
     *made = Some(connection.0.clone());
     prepared?;
     let client = &connection.0;

@@ -21,7 +21,10 @@ impl ImageService for Services {
         Err(Status::unimplemented("stream_images is not there yet in this version of criox"))
     }
 
-    async fn image_status(&self, request: Request<v1::ImageStatusRequest>) -> Answer<v1::ImageStatusResponse> {
+    async fn image_status(
+        &self,
+        request: Request<v1::ImageStatusRequest>,
+    ) -> Answer<v1::ImageStatusResponse> {
         super::image_status::image_status(self, request.into_inner()).await.map(Response::new)
     }
 
@@ -29,7 +32,10 @@ impl ImageService for Services {
         super::pull_image::pull_image(self, request.into_inner()).await.map(Response::new)
     }
 
-    async fn remove_image(&self, request: Request<v1::RemoveImageRequest>) -> Answer<v1::RemoveImageResponse> {
+    async fn remove_image(
+        &self,
+        request: Request<v1::RemoveImageRequest>,
+    ) -> Answer<v1::RemoveImageResponse> {
         super::remove_image::remove_image(self, request.into_inner()).await.map(Response::new)
     }
 

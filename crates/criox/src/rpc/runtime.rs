@@ -42,7 +42,10 @@ impl RuntimeService for Services {
         Ok(Response::new(super::status::status(self, request.into_inner().verbose).await))
     }
 
-    async fn runtime_config(&self, _: Request<v1::RuntimeConfigRequest>) -> Answer<v1::RuntimeConfigResponse> {
+    async fn runtime_config(
+        &self,
+        _: Request<v1::RuntimeConfigRequest>,
+    ) -> Answer<v1::RuntimeConfigResponse> {
         Ok(Response::new(super::status::runtime_config(self)))
     }
 
@@ -54,7 +57,10 @@ impl RuntimeService for Services {
         Ok(Response::new(v1::UpdateRuntimeConfigResponse {}))
     }
 
-    async fn run_pod_sandbox(&self, request: Request<v1::RunPodSandboxRequest>) -> Answer<v1::RunPodSandboxResponse> {
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<v1::RunPodSandboxRequest>,
+    ) -> Answer<v1::RunPodSandboxResponse> {
         super::run_pod_sandbox::run_pod_sandbox(self, request.into_inner()).await.map(Response::new)
     }
 
@@ -88,7 +94,9 @@ impl RuntimeService for Services {
         request: Request<v1::ListPodSandboxRequest>,
     ) -> Answer<v1::ListPodSandboxResponse> {
         let filter = request.into_inner().filter;
-        Ok(Response::new(v1::ListPodSandboxResponse { items: self.lifecycle.list_pod_sandboxes(filter.as_ref()) }))
+        Ok(Response::new(v1::ListPodSandboxResponse {
+            items: self.lifecycle.list_pod_sandboxes(filter.as_ref()),
+        }))
     }
 
     async fn create_container(
@@ -98,13 +106,19 @@ impl RuntimeService for Services {
         super::create_container::create_container(self, request.into_inner()).await.map(Response::new)
     }
 
-    async fn start_container(&self, request: Request<v1::StartContainerRequest>) -> Answer<v1::StartContainerResponse> {
+    async fn start_container(
+        &self,
+        request: Request<v1::StartContainerRequest>,
+    ) -> Answer<v1::StartContainerResponse> {
         let id = request.into_inner().container_id;
         self.lifecycle.start_container(&id).await.map_err(|error| edge::status(&error))?;
         Ok(Response::new(v1::StartContainerResponse {}))
     }
 
-    async fn stop_container(&self, request: Request<v1::StopContainerRequest>) -> Answer<v1::StopContainerResponse> {
+    async fn stop_container(
+        &self,
+        request: Request<v1::StopContainerRequest>,
+    ) -> Answer<v1::StopContainerResponse> {
         super::stop_container::stop_container(self, &request.into_inner()).await.map(Response::new)
     }
 
@@ -117,9 +131,14 @@ impl RuntimeService for Services {
         Ok(Response::new(v1::RemoveContainerResponse {}))
     }
 
-    async fn list_containers(&self, request: Request<v1::ListContainersRequest>) -> Answer<v1::ListContainersResponse> {
+    async fn list_containers(
+        &self,
+        request: Request<v1::ListContainersRequest>,
+    ) -> Answer<v1::ListContainersResponse> {
         let filter = request.into_inner().filter;
-        Ok(Response::new(v1::ListContainersResponse { containers: self.lifecycle.list_containers(filter.as_ref()) }))
+        Ok(Response::new(v1::ListContainersResponse {
+            containers: self.lifecycle.list_containers(filter.as_ref()),
+        }))
     }
 
     async fn container_status(
@@ -155,7 +174,8 @@ impl RuntimeService for Services {
     type StreamContainersStream = tokio_stream::Empty<Result<v1::StreamContainersResponse, Status>>;
     type StreamContainerStatsStream = tokio_stream::Empty<Result<v1::StreamContainerStatsResponse, Status>>;
     type StreamPodSandboxStatsStream = tokio_stream::Empty<Result<v1::StreamPodSandboxStatsResponse, Status>>;
-    type StreamPodSandboxMetricsStream = tokio_stream::Empty<Result<v1::StreamPodSandboxMetricsResponse, Status>>;
+    type StreamPodSandboxMetricsStream =
+        tokio_stream::Empty<Result<v1::StreamPodSandboxMetricsResponse, Status>>;
 
     not_yet! {
         stream_pod_sandboxes: StreamPodSandboxesRequest => Self::StreamPodSandboxesStream;
