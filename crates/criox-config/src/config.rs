@@ -50,15 +50,15 @@ section! {
         /// Options of the storage driver. Entries of all files add up.
         Now storage_option: Vec<String> = Vec::new();
         /// Where logs of pods go for which the kubelet names no directory.
-        Now log_dir: PathBuf = "/var/log/crio/pods".into();
+        NotYet log_dir: PathBuf = "/var/log/crio/pods".into();
         /// File by which a reboot is noticed; empty turns that off.
-        Now version_file: Option<PathBuf> = Some("/var/run/crio/version".into());
+        NotYet version_file: Option<PathBuf> = Some("/var/run/crio/version".into());
         /// File by which an upgrade is noticed; empty turns that off.
-        Now version_file_persist: Option<PathBuf> = None;
+        NotYet version_file_persist: Option<PathBuf> = None;
         /// File that shows that the daemon ended in an orderly way; empty turns that off.
         NotYet clean_shutdown_file: Option<PathBuf> = Some("/var/lib/crio/clean.shutdown".into());
         /// Wipe at start after a reboot or an upgrade. Deprecated in CRI-O.
-        Now internal_wipe: bool = true;
+        NotYet internal_wipe: bool = true;
         /// Check and repair the store at start after an unclean end.
         NotYet internal_repair: bool = true;
     }
@@ -132,7 +132,7 @@ section! {
         /// Smallest GOMAXPROCS given to containers; 0 gives none.
         NotYet min_injected_gomaxprocs: i64 = 0;
         /// Use SELinux; default is the host's state.
-        Now selinux: bool = std::path::Path::new("/sys/fs/selinux/enforce").exists();
+        NotYet selinux: bool = std::path::Path::new("/sys/fs/selinux/enforce").exists();
         /// Default seccomp profile; if empty, the built-in one.
         Now seccomp_profile: Option<PathBuf> = None;
         /// Seccomp profile of privileged containers; if empty, none.
@@ -162,46 +162,46 @@ section! {
         /// Sysctls of every pod, key=value.
         Now default_sysctls: Vec<Sysctl> = Vec::new();
         /// Host devices that the devices annotation may name.
-        Now allowed_devices: Vec<String> = vec!["/dev/fuse".to_owned(), "/dev/net/tun".to_owned()];
+        NotYet allowed_devices: Vec<String> = vec!["/dev/fuse".to_owned(), "/dev/net/tun".to_owned()];
         /// Host devices of every container, source:destination:permissions; the last two may be missing.
         Now additional_devices: Vec<DeviceMapping> = Vec::new();
         /// Directories of OCI hooks.
         NotYet hooks_dir: Vec<PathBuf> = vec!["/usr/share/containers/oci/hooks.d".into()];
         /// File of mounts for every container; if empty, containers/mounts.conf in /etc, else in /usr/share.
-        Now default_mounts_file: Option<PathBuf> = None;
+        NotYet default_mounts_file: Option<PathBuf> = None;
         /// Processes and threads that a container may have; -1 is unlimited. Deprecated: the kubelet limits pods.
         Now pids_limit: i64 = -1;
         /// Log only messages that match this regular expression.
-        Now log_filter: String = String::new();
+        NotYet log_filter: String = String::new();
         /// fatal, panic, error, warn, info, debug or trace.
         Now log_level: LogLevel = LogLevel::Info;
         /// Size in bytes at which a container's log is cut, at least 8192; negative is unlimited. Deprecated: the
         /// kubelet rotates logs.
         Now log_size_max: i64 = -1;
         /// Write containers' logs to the journal, too.
-        Now log_to_journald: bool = false;
+        NotYet log_to_journald: bool = false;
         /// Directory where exits of containers are written.
-        Now container_exits_dir: PathBuf = "/var/run/crio/exits".into();
+        NotYet container_exits_dir: PathBuf = "/var/run/crio/exits".into();
         /// Directory of attach sockets.
-        Now container_attach_socket_dir: PathBuf = "/var/run/crio".into();
+        NotYet container_attach_socket_dir: PathBuf = "/var/run/crio".into();
         /// Put before the source of every bind mount.
         Now bind_mount_prefix: Option<PathBuf> = None;
         /// Root file systems are read-only, with tmpfs on /run, /tmp and /var/tmp.
         Now read_only: bool = false;
         /// User IDs of containers, container:host:size,…; needs gid_mappings. Deprecated.
-        Now uid_mappings: IdMappings = IdMappings::default();
+        NotYet uid_mappings: IdMappings = IdMappings::default();
         /// Group IDs of containers, container:host:size,…; needs uid_mappings. Deprecated.
-        Now gid_mappings: IdMappings = IdMappings::default();
+        NotYet gid_mappings: IdMappings = IdMappings::default();
         /// Lowest host user ID that a pod's own mapping may use; -1 is any.
         NotYet minimum_mappable_uid: i64 = -1;
         /// Lowest host group ID that a pod's own mapping may use; -1 is any.
         NotYet minimum_mappable_gid: i64 = -1;
-        /// Seconds to wait for a container to stop, at least 30, where the request doesn't say.
-        Now ctr_stop_timeout: i64 = 30;
+        /// Has no effect in CRI-O either: the request says how long a stop may take. At least 30.
+        WithoutMeaning ctr_stop_timeout: i64 = 30;
         /// No pause container where none is needed.
-        Now drop_infra_ctr: bool = true;
+        NotYet drop_infra_ctr: bool = true;
         /// CPUs of pause containers.
-        Now infra_ctr_cpuset: String = String::new();
+        NotYet infra_ctr_cpuset: String = String::new();
         /// CPUs that containers with guaranteed ones may share.
         NotYet shared_cpuset: String = String::new();
         /// Directory where namespaces are pinned.
@@ -214,14 +214,14 @@ section! {
         Now device_ownership_from_security_context: bool = false;
         /// Checkpoint and restore. Deprecated: see crio.checkpoint_restore.
         NotYet enable_criu_support: bool = true;
-        /// Send container events to the kubelet.
-        Now enable_pod_events: bool = false;
+        /// Send container events to the kubelet; they are always sent to whoever asks.
+        WithoutMeaning enable_pod_events: bool = false;
         /// No SELinux label for containers in the host's network.
         Now hostnetwork_disable_selinux: bool = true;
         /// Ignore host ports.
         Now disable_hostport_mapping: bool = false;
         /// Time zone of containers: empty, a name as "Europe/Oslo", or "local".
-        Now timezone: String = String::new();
+        NotYet timezone: String = String::new();
     }
     tables {
         /// `[crio.runtime.runtimes]`, by name.
@@ -248,13 +248,13 @@ section! {
         /// Credentials for pulls that bring none, in the format of auth.json.
         Now global_auth_file: Option<PathBuf> = None;
         /// Directory of credentials by namespace and image.
-        Now namespaced_auth_dir: PathBuf = "/etc/crio/auth".into();
+        NotYet namespaced_auth_dir: PathBuf = "/etc/crio/auth".into();
         /// Image of pause containers.
         Now pause_image: String = "registry.k8s.io/pause:3.10.1".to_owned();
         /// Credentials for that image.
-        Now pause_image_auth_file: Option<PathBuf> = None;
+        NotYet pause_image_auth_file: Option<PathBuf> = None;
         /// Command of pause containers; if empty, the image's own.
-        Now pause_command: String = "/pause".to_owned();
+        NotYet pause_command: String = "/pause".to_owned();
         /// Images that are never removed as garbage: names, prefix* or *part*.
         Now pinned_images: Vec<String> = Vec::new();
         /// Signature policy; if empty, the system's policy.json.
@@ -266,7 +266,7 @@ section! {
         /// Has no effect in CRI-O either: use registries.conf.
         WithoutMeaning insecure_registries: Vec<String> = Vec::new();
         /// Directory for big temporary files of pulls.
-        Now big_files_temporary_dir: Option<PathBuf> = None;
+        NotYet big_files_temporary_dir: Option<PathBuf> = None;
         /// Read registries.conf.d anew when it changes.
         NotYet auto_reload_registries: bool = false;
         /// Time without progress after which a pull ends; 0 is none.

@@ -39,7 +39,7 @@ section! {
         /// "container" moves a command's monitor into the container's cgroup if infra_ctr_cpuset is set.
         NotYet monitor_exec_cgroup: String = String::new();
         /// Other programs for images of other platforms, by "os/arch".
-        Now platform_runtime_paths: BTreeMap<String, String> = BTreeMap::new();
+        NotYet platform_runtime_paths: BTreeMap<String, String> = BTreeMap::new();
         /// Let a "vm" guest pull the image.
         NotYet runtime_pull_image: bool = false;
         /// Smallest memory limit that a container may have.
@@ -47,7 +47,7 @@ section! {
         /// Don't sync the container's log at its end ("oci" only).
         NotYet no_sync_log: bool = false;
         /// Annotations that pods of this handler have unless they set them.
-        Now default_annotations: BTreeMap<String, String> = BTreeMap::new();
+        NotYet default_annotations: BTreeMap<String, String> = BTreeMap::new();
         /// Serve streams over websockets ("pod" only).
         NotYet stream_websockets: bool = false;
         /// "first" runs commands on the container's first CPU.
