@@ -50,7 +50,7 @@ section! {
         /// Options of the storage driver. Entries of all files add up.
         Now storage_option: Vec<String> = Vec::new();
         /// Where logs of pods go for which the kubelet names no directory.
-        NotYet log_dir: PathBuf = "/var/log/crio/pods".into();
+        Now log_dir: PathBuf = "/var/log/crio/pods".into();
         /// File by which a reboot is noticed; empty turns that off.
         NotYet version_file: Option<PathBuf> = Some("/var/run/crio/version".into());
         /// File by which an upgrade is noticed; empty turns that off.

@@ -133,6 +133,11 @@ impl Context {
         }
     }
 
+    /// Where the logs of a pod lie for which the request names no directory.
+    pub(crate) fn log_directory(&self, sandbox: &SandboxId) -> PathBuf {
+        self.config.root.log_dir.join(sandbox.as_str())
+    }
+
     /// `default_sysctls` as pairs.
     pub(crate) fn default_sysctls(&self) -> Vec<(String, String)> {
         let sysctls = &self.config.runtime.default_sysctls;

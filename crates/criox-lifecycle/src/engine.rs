@@ -18,6 +18,10 @@ use crate::record::{Encoded, SandboxPhase, SandboxRecord, VERSION};
 use crate::sandbox;
 use crate::{spare, status};
 
+/// How often RunPodSandbox asks for a name that is about to be free, and the pause between.
+const AGAIN: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// Pods and containers. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Lifecycle {
@@ -49,7 +53,7 @@ impl Lifecycle {
         sandbox::run::validate(&self.context, &config, handler)?;
         sandbox::run::network_ready(&self.context, &config).await?;
         let config = Arc::new(config);
-        loop {
+        for _ in 0..AGAIN {
             let pod = self.reserve(&key, &config, handler)?;
             let (config, handler) = (config.clone(), handler.to_owned());
             match pod.ask(|reply| Request::Run { config, handler, reply }).await {
@@ -58,11 +62,15 @@ impl Lifecycle {
                     return Ok(pod.id);
                 }
                 Ok(Run::Gone) => {}
-                // The name was given back between the look-up and the question.
-                Err(error) if error.kind() == Kind::NotFound => {}
+                // The name is being given back between the look-up and the question.
+                Err(error) if error.kind() == Kind::NotFound => tokio::time::sleep(PAUSE).await,
                 Err(error) => return Err(error),
             }
         }
+        Err(Error::failed(format!(
+            "the name of pod {}/{} with attempt {} is not given back by what had it; try again, and if that does not help restart criox",
+            key.namespace, key.name, key.attempt
+        )))
     }
 
     /// The pod of a key, made if there is none. The lock is held for the look-up only; nothing in it waits.

@@ -16,6 +16,7 @@ use criox_sys::process::{Pidfd, SpawnSpec};
 use criox_sys::socket;
 use serde::Deserialize;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::context::{Context, blocking};
 use crate::error::{Error, Kind, Result};
@@ -38,7 +39,9 @@ pub(crate) type Connection = (Client, mpsc::Receiver<Event>);
 /// The cgroup in which a pod's monitor is born: outside of the daemon's service, so that restarting that with
 /// `KillMode=control-group` ends no monitor, and outside of the pod unless `monitor_cgroup` is `pod`.
 pub(crate) fn cgroup(context: &Context, sandbox: &SandboxRecord) -> Result<String> {
-    let setting = context.handlers.get(&sandbox.runtime_handler)?.config.monitor_cgroup.clone();
+    // A handler may have gone from the configuration, and its pods must end all the same.
+    let handler = context.handlers.get(&sandbox.runtime_handler);
+    let setting = handler.map(|handler| handler.config.monitor_cgroup.clone()).unwrap_or_default();
     let name = format!("crio-conmon-{}", sandbox.id);
     let failed =
         |error| Error::failed(format!("cgroup of the monitor of pod sandbox {}", sandbox.id)).because(error);
@@ -134,9 +137,57 @@ pub(crate) async fn list(client: &Client) -> std::result::Result<ListReply, Call
     }
 }
 
+/// Waits for the answer to a verb that may take long, as long as the monitor answers at all: one that does not within
+/// [`ANSWER`] is silent, however long the verb may take.
+pub(crate) async fn attended<T>(
+    client: &Client,
+    answer: impl Future<Output = std::result::Result<T, CallError>>,
+) -> std::result::Result<T, CallError> {
+    tokio::pin!(answer);
+    loop {
+        if let Ok(answer) = timeout(ANSWER, answer.as_mut()).await {
+            return answer;
+        }
+        tokio::select! {
+            answer = answer.as_mut() => return answer,
+            alive = list(client) => if let Err(error @ (CallError::Silent(_) | CallError::Gone)) = alive {
+                return Err(error);
+            },
+        }
+    }
+}
+
+/// Asks for a list as often as it takes. The events of the meantime are read, for the answer comes behind them.
+async fn list_beside(
+    client: &Client,
+    events: &mut mpsc::Receiver<Event>,
+) -> Option<(ListReply, Vec<Event>)> {
+    let mut behind = Vec::new();
+    loop {
+        let listed = list(client);
+        tokio::pin!(listed);
+        let listed = loop {
+            tokio::select! {
+                listed = &mut listed => break listed,
+                event = events.recv() => match event? {
+                    // Only told in the log, and there may be many.
+                    Event { kind: Some(event::Kind::OomKilled(_)), .. } => {}
+                    event => behind.push(event),
+                },
+            }
+        };
+        match listed {
+            Ok(list) => return Some((list, behind)),
+            Err(CallError::Gone) => return None,
+            Err(error) => tracing::warn!(%error, "a monitor does not say what runs; asking again"),
+        }
+    }
+}
+
 /// Puts the exits that a list knows before the events that follow, for a client that has lost some.
 pub(crate) async fn relist(client: Client, mut events: mpsc::Receiver<Event>, to: mpsc::Sender<Event>) {
-    if let Ok(list) = list(&client).await {
+    let listed = list_beside(&client, &mut events).await;
+    if let Some((list, behind)) = listed {
         for container in list
             .containers
             .into_iter()
@@ -144,6 +195,11 @@ pub(crate) async fn relist(client: Client, mut events: mpsc::Receiver<Event>, to
         {
             let exited = proto::Exited { container_id: container.container_id, exit: container.exit };
             let event = Event { number: 0, kind: Some(event::Kind::Exited(exited)) };
+            if to.send(event).await.is_err() {
+                return;
+            }
+        }
+        for event in behind {
             if to.send(event).await.is_err() {
                 return;
             }
@@ -211,16 +267,16 @@ pub(crate) async fn end(
 }
 
 fn kill(identity: ProcessIdentity, patience: Duration, object: &str) -> Result<()> {
-    if !criox_sys::process::is_alive(identity.pid, identity.start_time) {
-        reap(identity.pid);
-        return Ok(());
-    }
     let failed = |error| Error::failed(format!("end of the monitor of {object}")).because(error);
     let monitor = match Pidfd::open(identity.pid) {
         Ok(monitor) => monitor,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed(error)),
     };
+    // Looked at after it is held: another process may have the number now. A dead one waits for us with its time.
+    if criox_sys::process::start_time(identity.pid).ok() != Some(identity.start_time) {
+        return Ok(());
+    }
     if !monitor.wait_ended(patience).map_err(failed)? {
         match monitor.send_signal(9) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
@@ -238,15 +294,6 @@ fn kill(identity: ProcessIdentity, patience: Duration, object: &str) -> Result<(
     // Another process's child is reaped by that.
     drop(monitor.try_reap());
     Ok(())
-}
-
-/// A dead child keeps its number until it is reaped.
-fn reap(pid: i32) {
-    if let Ok(monitor) = Pidfd::open(pid)
-        && matches!(monitor.wait_ended(Duration::ZERO), Ok(true))
-    {
-        drop(monitor.try_reap());
-    }
 }
 
 /// The monitor's refusal as an error of the operation.

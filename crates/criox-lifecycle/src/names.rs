@@ -4,6 +4,9 @@ use criox_store::Timestamp;
 
 use crate::record::{ContainerRecord, SandboxRecord};
 
+/// The key of our mark in a storage container's metadata; CRI-O leaves keys alone that it doesn't know.
+const CREATOR: &str = "creator";
+
 /// `k8s_<pod>_<namespace>_<uid>_<attempt>`.
 pub(crate) fn sandbox(sandbox: &SandboxRecord) -> String {
     let metadata = sandbox.config.0.metadata.clone().unwrap_or_default();
@@ -23,6 +26,7 @@ pub(crate) fn storage_metadata(sandbox: &SandboxRecord, container: &ContainerRec
     let own = container.config.0.metadata.clone().unwrap_or_default();
     let security = container.config.0.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
     serde_json::json!({
+        CREATOR: "criox",
         "pod-name": self::sandbox(sandbox),
         "pod-id": sandbox.id.as_str(),
         "image-name": container.image.name,
@@ -38,11 +42,12 @@ pub(crate) fn storage_metadata(sandbox: &SandboxRecord, container: &ContainerRec
     .to_string()
 }
 
-/// The sandbox that a storage container belongs to, by its metadata: none for those of other programs.
+/// The sandbox that a storage container belongs to, by its metadata: none for those of other programs, CRI-O's among
+/// them, which may run while a node changes over.
 pub(crate) fn owner_of(metadata: &str) -> Option<String> {
     let value: serde_json::Value = serde_json::from_str(metadata).ok()?;
     let text = |key: &str| value.get(key).and_then(serde_json::Value::as_str).filter(|text| !text.is_empty());
-    text("pod-name").and(text("pod-id")).map(str::to_owned)
+    text(CREATOR).filter(|creator| *creator == "criox").and(text("pod-name")).and(text("pod-id")).map(str::to_owned)
 }
 
 /// Nanoseconds since the epoch as RFC 3339 in UTC.
@@ -71,8 +76,10 @@ mod tests {
 
     #[test]
     fn only_storage_containers_with_a_pod_are_ours() {
-        assert_eq!(owner_of(r#"{"pod-name":"k8s_a_b_c_0","pod-id":"abc"}"#), Some("abc".into()));
-        assert_eq!(owner_of(r#"{"pod-name":"","pod-id":"abc"}"#), None);
+        let ours = r#"{"creator":"criox","pod-name":"k8s_a_b_c_0","pod-id":"abc"}"#;
+        assert_eq!(owner_of(ours), Some("abc".into()));
+        assert_eq!(owner_of(r#"{"pod-name":"k8s_a_b_c_0","pod-id":"abc"}"#), None, "CRI-O's");
+        assert_eq!(owner_of(r#"{"creator":"criox","pod-name":"","pod-id":"abc"}"#), None);
         assert_eq!(owner_of(r#"{"image-name":"x"}"#), None);
         assert_eq!(owner_of(""), None);
     }

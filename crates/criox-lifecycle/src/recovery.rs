@@ -17,7 +17,7 @@ use std::time::Duration;
 use criox_cri::ids::{ContainerId, SandboxId};
 use criox_cri::reasons;
 use criox_monitor_api::client::Client;
-use criox_monitor_api::proto::{ContainerState, container_state};
+use criox_monitor_api::proto::{ContainerState, ExitFacts, container_state};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -98,8 +98,8 @@ fn read_all(context: &Context, report: &mut Report) -> Vec<Found> {
     for id in ids_in(&context.paths.pods()) {
         let sandbox = match record::read::<SandboxRecord>(&context.paths.sandbox_record(id.as_str())) {
             Ok(sandbox) if sandbox.id == id => sandbox,
-            Err(error @ RecordError::Newer { .. }) => {
-                report.left_alone.push(error.to_string());
+            Err(error) if !is_undone(&error) => {
+                report.left_alone.push(chain(&error));
                 continue;
             }
             // Torn before anything else was made, or damaged: undone by ID.
@@ -113,13 +113,22 @@ fn read_all(context: &Context, report: &mut Report) -> Vec<Found> {
                     context.clock.seen(record.created_at);
                     containers.push(record);
                 }
-                Err(error @ RecordError::Newer { .. }) => report.left_alone.push(error.to_string()),
+                Err(error) if !is_undone(&error) => report.left_alone.push(chain(&error)),
                 Ok(_) | Err(_) => torn.push(container),
             }
         }
         found.push(Found { sandbox, containers, torn });
     }
     found
+}
+
+/// Whether what a record that can't be had belongs to is undone: a disk that answers with an error says nothing of it.
+fn is_undone(error: &RecordError) -> bool {
+    match error {
+        RecordError::Damaged { .. } => true,
+        RecordError::Newer { .. } => false,
+        RecordError::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+    }
 }
 
 fn ids_in(directory: &Path) -> Vec<SandboxId> {
@@ -170,9 +179,27 @@ fn undo_later(context: &Arc<Context>, found: Found) {
         let id = found.sandbox.id;
         let mut sandbox = found.sandbox;
         forget_processes_of_another_boot(&context, &mut sandbox);
-        let containers = found.containers.iter().map(|record| record.id).chain(found.torn);
-        for container in containers {
-            let erased = container_remove::erase(&context, client.as_ref(), &sandbox, &container, "").await;
+        if sandbox.created_at == 0
+            && let Some(parent) = find_parent(&context, &id).await
+        {
+            sandbox.cgroup_parent = parent;
+        }
+        let known = found.containers.into_iter().map(|record| (record.id, record.cgroup));
+        let mut containers: Vec<_> = known.chain(found.torn.into_iter().map(|id| (id, String::new()))).collect();
+        if let Some(client) = &client
+            && let Ok(list) = monitor::list(client).await
+        {
+            let unrecorded = list.containers.into_iter().filter_map(|state| {
+                Some((ContainerId::parse(&state.container_id).ok()?, state.cgroup))
+            });
+            for (container, cgroup) in unrecorded {
+                if !containers.iter().any(|(known, _)| *known == container) {
+                    containers.push((container, cgroup));
+                }
+            }
+        }
+        for (container, cgroup) in containers {
+            let erased = container_remove::erase(&context, client.as_ref(), &sandbox, &container, &cgroup).await;
             if let Err(error) = erased {
                 tracing::warn!(%container, error = error.chain(), "a half-made container could not be undone");
             }
@@ -192,6 +219,29 @@ fn undo_later(context: &Arc<Context>, found: Found) {
     });
 }
 
+/// The cgroup parent of a pod of which nothing but the ID is known: where its own cgroup is.
+async fn find_parent(context: &Arc<Context>, id: &SandboxId) -> Option<String> {
+    /// Slices, pods and a level for each of the node's own.
+    const DEPTH: usize = 8;
+    fn find(directory: &Path, name: &str, depth: usize) -> Option<std::path::PathBuf> {
+        let entries = std::fs::read_dir(directory).ok()?.flatten();
+        let below: Vec<_> = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).collect();
+        if below.iter().any(|entry| entry.file_name() == name) {
+            return Some(directory.to_owned());
+        }
+        let depth = depth.checked_sub(1)?;
+        below.iter().find_map(|entry| find(&entry.path(), name, depth))
+    }
+    let (context, name) = (context.clone(), format!("crio-{id}"));
+    let found = tokio::task::spawn_blocking(move || {
+        context.cgroups.existing_dirs("/").into_iter().find_map(|root| {
+            let parent = find(&root, &name, DEPTH)?;
+            Some(format!("/{}", parent.strip_prefix(&root).ok()?.display()))
+        })
+    });
+    found.await.ok().flatten()
+}
+
 /// A number of another boot names another process now.
 fn forget_processes_of_another_boot(context: &Context, sandbox: &mut SandboxRecord) {
     if sandbox.boot_id != context.boot_id {
@@ -205,7 +255,11 @@ async fn settle(context: Arc<Context>, handle: (Pod, mpsc::Receiver<Request>), m
     let run = context.paths.run(id.as_str());
     let same_boot = found.sandbox.boot_id == context.boot_id;
     let connection = match same_boot && !found.sandbox.torn_down {
-        true => connect(&run, &found.sandbox).await,
+        true => match connect(&run, &found.sandbox).await {
+            Reached::Monitor(connection, states) => Some((connection, states)),
+            Reached::Silent => return start_without_monitor(context, handle, found).await,
+            Reached::Dead => None,
+        },
         false => None,
     };
     let client = connection.as_ref().map(|(connection, _)| connection.0.clone());
@@ -244,29 +298,54 @@ async fn settle(context: Arc<Context>, handle: (Pod, mpsc::Receiver<Request>), m
     Task::spawn(&context, handle, found.sandbox, start);
 }
 
-/// Connects and asks what runs. None: the monitor is dead, or so silent that the pod counts as lost.
-async fn connect(run: &RunDir, sandbox: &SandboxRecord) -> Option<(Connection, Vec<ContainerState>)> {
+/// Serves a pod whose monitor is stopped or starved, but alive: it is shown as recorded, stop and remove act by cgroup,
+/// and killing it for its silence would lose containers.
+async fn start_without_monitor(context: Arc<Context>, handle: (Pod, mpsc::Receiver<Request>), mut found: Found) {
+    undo_half_made(&context, None, &mut found).await;
+    Task::spawn(&context, handle, found.sandbox, Start::Silent { containers: found.containers });
+}
+
+/// Waits for a silent monitor to speak again; none: it has died.
+pub(crate) async fn wait_for_monitor(
+    run: RunDir,
+    sandbox: Arc<SandboxRecord>,
+) -> Option<(Connection, Vec<ContainerState>)> {
     loop {
-        match monitor::connect(run).await {
-            Ok(connection) => match monitor::list(&connection.0).await {
-                Ok(list) => return Some((connection, list.containers)),
-                Err(error) => {
-                    tracing::warn!(sandbox = %sandbox.id, %error, "the pod's monitor does not say what runs")
-                }
-            },
-            Err(error) => {
-                tracing::warn!(sandbox = %sandbox.id, error = chain(&error), "the pod's monitor does not answer");
-            }
-        }
-        // Stopped or starved, but alive: it will answer, and killing the pod for it would lose containers.
-        let alive = sandbox
-            .monitor
-            .is_some_and(|monitor| criox_sys::process::is_alive(monitor.pid, monitor.start_time));
-        if !alive {
-            return None;
-        }
         tokio::time::sleep(PATIENCE).await;
+        match connect(&run, &sandbox).await {
+            Reached::Monitor(connection, states) => return Some((connection, states)),
+            Reached::Silent => {}
+            Reached::Dead => return None,
+        }
     }
+}
+
+/// What an attempt to talk to a monitor came to.
+enum Reached {
+    /// It says what runs.
+    Monitor(Connection, Vec<ContainerState>),
+    /// It lives and does not answer.
+    Silent,
+    /// It is no more.
+    Dead,
+}
+
+/// Connects and asks what runs.
+async fn connect(run: &RunDir, sandbox: &SandboxRecord) -> Reached {
+    match monitor::connect(run).await {
+        Ok(connection) => match monitor::list(&connection.0).await {
+            Ok(list) => return Reached::Monitor(connection, list.containers),
+            Err(error) => {
+                tracing::warn!(sandbox = %sandbox.id, %error, "the pod's monitor does not say what runs")
+            }
+        },
+        Err(error) => {
+            tracing::warn!(sandbox = %sandbox.id, error = chain(&error), "the pod's monitor does not answer");
+        }
+    }
+    let alive =
+        sandbox.monitor.is_some_and(|monitor| criox_sys::process::is_alive(monitor.pid, monitor.start_time));
+    if alive { Reached::Silent } else { Reached::Dead }
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -299,7 +378,7 @@ async fn undo_half_made(context: &Arc<Context>, client: Option<&Client>, found: 
 }
 
 /// What the monitor says of a container.
-fn apply(container: &mut ContainerRecord, state: &ContainerState) {
+pub(crate) fn apply(container: &mut ContainerRecord, state: &ContainerState) {
     if container.phase == ContainerPhase::Exited {
         return;
     }
@@ -312,7 +391,11 @@ fn apply(container: &mut ContainerRecord, state: &ContainerState) {
         container_state::Phase::Created => {}
         container_state::Phase::Running => container.phase = ContainerPhase::Running,
         container_state::Phase::Exited => {
-            let facts = state.exit.unwrap_or_default();
+            let facts = state.exit.unwrap_or_else(|| ExitFacts {
+                exit_code: reasons::UNKNOWN_EXIT_CODE,
+                finished_at: container.started_at.max(container.created_at),
+                ..Default::default()
+            });
             end(container, exit_of(&facts));
         }
     }
@@ -358,7 +441,7 @@ fn write(context: &Context, found: &Found) {
 async fn sweep(context: &Arc<Context>, known: &HashSet<SandboxId>) {
     for id in ids_in(&context.paths.runs()).into_iter().filter(|id| !known.contains(id)) {
         // Left alone records keep their run directories too.
-        if context.paths.pod(id.as_str()).exists() {
+        if context.paths.pod(id.as_str()).try_exists().unwrap_or(true) {
             continue;
         }
         undo_later(
@@ -372,7 +455,7 @@ async fn sweep(context: &Arc<Context>, known: &HashSet<SandboxId>) {
         for container in containers.iter() {
             let Some(owner) = names::owner_of(&container.metadata) else { continue };
             let record = context.paths.container_record(&owner, &container.id);
-            if !record.exists() {
+            if !record.try_exists().unwrap_or(true) {
                 match context.store.delete_container(&container.id) {
                     Ok(_) => {
                         tracing::info!(container = container.id, "swept a storage container without a record")
@@ -389,21 +472,33 @@ async fn sweep(context: &Arc<Context>, known: &HashSet<SandboxId>) {
     }
 }
 
-async fn network_records(context: &Context) -> Vec<network::NetworkRecord> {
-    let mut records = Vec::new();
-    for view in context.index.pods() {
-        if let Ok(Some(record)) = network::read(&context.paths.network_record(view.sandbox.id.as_str())).await
-        {
-            records.push(record);
+/// The networks of all pods that have a record, whatever its version; and whether these are all networks there are.
+async fn network_records(context: &Context) -> (Vec<network::NetworkRecord>, bool) {
+    let (mut records, mut complete) = (Vec::new(), true);
+    for id in ids_in(&context.paths.pods()) {
+        let path = context.paths.network_record(id.as_str());
+        match network::read(&path).await {
+            Ok(Some(record)) => records.push(record),
+            Ok(None) => complete &= !path.exists(),
+            Err(error) => {
+                tracing::warn!(sandbox = %id, error = error.chain(), "left alone");
+                complete = false;
+            }
         }
     }
-    records
+    (records, complete)
 }
 
 /// Takes over the networks of live pods.
 async fn restore_networks(context: &Context) {
-    let records = network_records(context).await;
-    let attachments: Vec<_> = records.iter().filter_map(|record| record.attachment().cloned()).collect();
+    let (records, _) = network_records(context).await;
+    // The networks of those that have ended are being given back at this moment.
+    let ended = |id: &str| {
+        context.index.pod(id).is_ok_and(|view| view.sandbox.phase == SandboxPhase::NotReady)
+    };
+    let attachments = records.iter().filter_map(|record| record.attachment().cloned());
+    let attachments: Vec<_> =
+        attachments.filter(|attachment| !ended(&attachment.intent.sandbox_id)).collect();
     if let Err(error) = context.network.restore(&attachments).await {
         tracing::warn!(error = chain(&error), "host ports could not be mapped again");
     }
@@ -411,14 +506,49 @@ async fn restore_networks(context: &Context) {
 
 /// Gives back the networks of pods that are gone, and goes on trying what fails.
 async fn collect_networks(context: Arc<Context>) {
-    let records = network_records(&context).await;
+    let (records, complete) = network_records(&context).await;
     let valid: Vec<_> = records.iter().map(network::NetworkRecord::as_ref).collect();
-    if let Err(error) = context.network.gc(&valid).await {
+    if !complete {
+        // The network of a pod that runs would be taken for nobody's.
+        tracing::warn!("a pod's network is not known: networks of pods that are gone are not collected");
+    } else if let Err(error) = context.network.gc(&valid).await {
         tracing::debug!(error = chain(&error), "networks of pods that are gone were not all collected");
     }
     drop(records);
     loop {
         network::settle_debts(&context).await;
         tokio::time::sleep(DEBTS).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unreadable(kind: std::io::ErrorKind) -> RecordError {
+        RecordError::Io { path: "/r".into(), source: kind.into() }
+    }
+
+    #[test]
+    fn a_record_that_the_disk_does_not_give_undoes_nothing() {
+        use std::io::ErrorKind;
+        assert!(is_undone(&unreadable(ErrorKind::NotFound)));
+        for kind in [ErrorKind::PermissionDenied, ErrorKind::OutOfMemory, ErrorKind::Other] {
+            assert!(!is_undone(&unreadable(kind)), "{kind:?}");
+        }
+        assert!(!is_undone(&RecordError::Newer { path: "/r".into(), version: 2 }));
+    }
+
+    #[test]
+    fn an_exit_that_the_monitor_cannot_tell_is_no_success_of_1970() {
+        let json = r#"{"version":1,"id":"cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc",
+            "sandbox_id":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","created_at":8,"started_at":9,
+            "phase":"running","claimed":true,"config":"","image":{"id":"i","digested":"d","name":"n"},
+            "log_path":"/l","stop_signal":15,"root":"/r","cgroup":"/c"}"#;
+        let mut container: ContainerRecord = serde_json::from_str(json).expect("a record");
+        let phase = container_state::Phase::Exited.into();
+        apply(&mut container, &ContainerState { phase, exit: None, ..Default::default() });
+        let exit = container.exit.expect("it has ended");
+        assert_eq!((exit.code, exit.finished_at, container.started_at), (255, 9, 9));
     }
 }

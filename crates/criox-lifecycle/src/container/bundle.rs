@@ -85,10 +85,7 @@ pub(crate) fn namespaces(work: &Work) -> Result<Namespaces> {
     Ok(Namespaces {
         network: shared(pod.network(), Namespace::Network),
         ipc: shared(pod.ipc(), Namespace::Ipc),
-        uts: match pod.network() {
-            v1::NamespaceMode::Node => NamespaceSource::Host,
-            _ => pinned(Namespace::Uts),
-        },
+        uts: pinned(Namespace::Uts),
         pid,
         user: NamespaceSource::Host,
         uid_mappings: Vec::new(),

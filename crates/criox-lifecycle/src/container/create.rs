@@ -23,6 +23,8 @@ use crate::record::{
 
 /// Preparing the root file system and the specification.
 const PREPARE: Duration = Duration::from_secs(120);
+/// Reading the store's records of images.
+const LOOKUP: Duration = Duration::from_secs(30);
 
 /// What a creation works with.
 pub(crate) struct Work {
@@ -35,21 +37,22 @@ pub(crate) struct Work {
     pub(crate) others: Vec<Arc<ContainerRecord>>,
 }
 
-/// Checks what can be checked without waiting, and names the container.
+/// Checks what can be checked before the work, and names the container.
 ///
 /// # Errors
 /// A field that is wrong, with its name; an image that is not there.
-pub(crate) fn first_record(
-    context: &Context,
+pub(crate) async fn first_record(
+    context: &Arc<Context>,
     sandbox: &SandboxRecord,
     config: Arc<v1::ContainerConfig>,
 ) -> Result<ContainerRecord> {
     ContainerKey::of(&config)?;
-    let image = find_image(context, &config)?;
-    let log_path = log::path(&sandbox.config.0, &config)?;
+    let image = find_image(context, &config).await?;
+    let id = new_container_id()?;
+    let log_path = log::path(&sandbox.config.0, &config, &context.log_directory(&sandbox.id), &id)?;
     Ok(ContainerRecord {
         version: VERSION,
-        id: new_container_id()?,
+        id,
         sandbox_id: sandbox.id,
         created_at: context.clock.now(),
         started_at: 0,
@@ -76,18 +79,20 @@ pub(crate) fn first_record(
     })
 }
 
-fn find_image(context: &Context, config: &v1::ContainerConfig) -> Result<Arc<ImageInfo>> {
-    let name = config.image.as_ref().map(|image| image.image.as_str()).unwrap_or_default();
+async fn find_image(context: &Arc<Context>, config: &v1::ContainerConfig) -> Result<Arc<ImageInfo>> {
+    let name = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
     if name.is_empty() {
         return Err(Error::invalid("config.image.image", "must not be empty"));
     }
-    context
-        .images
-        .find(name)
-        .map_err(|error| Error::failed(format!("lookup of image {name:?}")).because(error))?
-        .ok_or_else(|| {
+    let context = context.clone();
+    // Another program may hold the store's locks.
+    blocking("lookup", &format!("image {name:?}"), LOOKUP, move || {
+        let found = context.images.find(&name);
+        found.map_err(|error| Error::failed(format!("lookup of image {name:?}")).because(error))?.ok_or_else(|| {
             Error::new(Kind::NotFound, format!("image {name:?} is not on this node; pull it first"))
         })
+    })
+    .await
 }
 
 /// Creates, or leaves nothing: not in the store, the runtime, among cgroups or logs.
@@ -112,7 +117,7 @@ async fn steps(work: &Work) -> Result<ContainerRecord> {
     let object = format!("container {id}");
     let handler = context.handlers.get(&sandbox.runtime_handler)?;
     let runtime = context.handlers.runtime(&handler).await?;
-    let image = find_image(context, &record.config.0)?;
+    let image = find_image(context, &record.config.0).await?;
     let mut input = bundle::Input {
         context: context.clone(),
         sandbox: sandbox.clone(),
@@ -181,7 +186,8 @@ async fn create_in_runtime(
         log_size_max: work.context.config.runtime.log_size_max,
         timeout_ms: u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX),
     });
-    match work.client.call(verb, deadline + monitor::ANSWER).await {
+    let call = work.client.call(verb, deadline + monitor::ANSWER);
+    match monitor::attended(&work.client, call).await {
         Ok(reply::Result::Create(created)) => Ok((created.pid, created.start_time, created.cgroup)),
         Ok(_) => Err(Error::failed(format!("create of {object}: the monitor's answer does not fit"))),
         Err(error) => Err(with_advice(&work.context, monitor::refused("create", &object, error))),

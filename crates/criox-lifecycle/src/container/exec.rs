@@ -57,6 +57,8 @@ pub(crate) async fn exec(
         .pod
         .monitor()
         .ok_or_else(|| Error::new(Kind::FailedPrecondition, format!("{object} has lost its monitor")))?;
+    // Runtimes don't always say which program they could not execute.
+    let operation = format!("execution of {:?}", command[0]);
     let process = process(context, record, command).await?;
     let failed = |error| Error::failed(format!("pipes for a command in {object}")).because(error);
     let (mut stdout, stdout_end) = make_pipe().map_err(failed)?;
@@ -79,7 +81,7 @@ pub(crate) async fn exec(
     let call = client
         .exec(verb, vec![stdout_end, stderr_end], START + monitor::ANSWER)
         .await
-        .map_err(|error| monitor::refused("execution of a command", &object, error))?;
+        .map_err(|error| monitor::refused(&operation, &object, error))?;
     let finished = async {
         match limit.is_zero() {
             true => Ok(call.finished().await),
@@ -116,7 +118,7 @@ pub(crate) async fn exec(
                 "its processes do not die of SIGKILL",
             )
         })?
-        .map_err(|error| monitor::refused("execution of a command", &object, error))?;
+        .map_err(|error| monitor::refused(&operation, &object, error))?;
     if finished.timed_out {
         return Err(Error::new(
             Kind::DeadlineExceeded,
@@ -139,10 +141,16 @@ async fn process(context: &Arc<Context>, record: &ContainerRecord, command: &[St
         .map_err(|error| Error::failed(format!("bundle of container {}", record.id)).because(error))?;
     let failed = || Error::failed(format!("specification of container {}", record.id));
     let bytes = tokio::fs::read(bundle.join("config.json")).await.map_err(|error| failed().because(error))?;
-    let spec = criox_spec::oci::Spec::from_json(&bytes).map_err(|error| failed().because(error))?;
+    let spec: ProcessOfSpec = serde_json::from_slice(&bytes).map_err(|error| failed().because(error))?;
     let process = criox_spec::exec_process(&spec.process, command, false)
         .map_err(|error| Error::new(Kind::InvalidArgument, error.to_string()))?;
     serde_json::to_vec(&process).map_err(|error| failed().because(error))
+}
+
+/// The part of a bundle's document that is looked at: most of it is the seccomp filter, which need not be built.
+#[derive(serde::Deserialize)]
+struct ProcessOfSpec {
+    process: criox_spec::oci::Process,
 }
 
 fn make_pipe() -> std::io::Result<(pipe::Receiver, OwnedFd)> {

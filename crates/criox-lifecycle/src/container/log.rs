@@ -4,28 +4,34 @@
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Component, Path, PathBuf};
 
+use criox_cri::ids::ContainerId;
 use criox_cri::v1;
 
 use crate::error::{Error, Result};
 
-/// The absolute path of a log: the sandbox's directory and the container's path below it. Empty when either is.
+/// The absolute path of a log: the sandbox's directory and the container's path below it. Where the request names none
+/// it is `<default>/<container>.log`, as with CRI-O; `default` is the pod's directory below `log_dir`.
 ///
 /// # Errors
 /// A path that leaves the directory (hardening: CVE-2025-0750), or a directory that is not absolute.
-pub(crate) fn path(sandbox: &v1::PodSandboxConfig, container: &v1::ContainerConfig) -> Result<PathBuf> {
-    if sandbox.log_directory.is_empty() || container.log_path.is_empty() {
-        return Ok(PathBuf::new());
-    }
-    let directory = Path::new(&sandbox.log_directory);
+pub(crate) fn path(
+    sandbox: &v1::PodSandboxConfig,
+    container: &v1::ContainerConfig,
+    default: &Path,
+    id: &ContainerId,
+) -> Result<PathBuf> {
+    let name = format!("{id}.log");
+    let log_path = if container.log_path.is_empty() { &name } else { &container.log_path };
+    let directory = if sandbox.log_directory.is_empty() { default } else { Path::new(&sandbox.log_directory) };
     if !directory.is_absolute() || sandbox.log_directory.contains('\0') {
         return Err(Error::invalid("sandbox_config.log_directory", "must be an absolute path"));
     }
-    let relative = Path::new(&container.log_path);
+    let relative = Path::new(log_path);
     let plain = relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-    if !plain || container.log_path.contains('\0') {
+    if !plain || log_path.contains('\0') {
         return Err(Error::invalid(
             "config.log_path",
-            format!("{:?} must be relative to the pod's log directory and stay in it", container.log_path),
+            format!("{log_path:?} must be relative to the pod's log directory and stay in it"),
         ));
     }
     Ok(directory.join(relative))
@@ -62,14 +68,17 @@ mod tests {
     fn check(directory: &str, log_path: &str) -> Result<PathBuf> {
         let sandbox = v1::PodSandboxConfig { log_directory: directory.into(), ..Default::default() };
         let container = v1::ContainerConfig { log_path: log_path.into(), ..Default::default() };
-        path(&sandbox, &container)
+        let id = ContainerId::parse(&"c".repeat(64)).expect("an ID");
+        path(&sandbox, &container, Path::new("/var/log/crio/pods/s"), &id)
     }
 
     #[test]
     fn a_log_lies_below_the_pods_directory() {
         let found = check("/var/log/pods/ns_p_u", "web/0.log").expect("a plain path");
         assert_eq!(found, Path::new("/var/log/pods/ns_p_u/web/0.log"));
-        assert_eq!(check("", "web/0.log").expect("no directory"), PathBuf::new());
+        assert_eq!(check("", "0.log").expect("no directory"), Path::new("/var/log/crio/pods/s/0.log"));
+        let unnamed = check("/var/log/pods/ns_p_u", "").expect("no name");
+        assert!(unnamed.to_string_lossy().ends_with("ccc.log"), "{unnamed:?}");
     }
 
     #[test]

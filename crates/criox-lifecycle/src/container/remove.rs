@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use criox_cri::ids::{ContainerId, SandboxId};
 use criox_monitor_api::client::Client;
-use criox_monitor_api::proto::{self, request};
+use criox_monitor_api::proto::{self, failure, request};
+use tokio::time::Instant;
 
 use super::stop::{self, Target};
 use crate::context::{Context, blocking};
@@ -16,6 +17,8 @@ use crate::record::{ContainerPhase, SandboxRecord};
 
 /// How long the runtime may take to delete.
 const DELETE: Duration = Duration::from_secs(60);
+/// Between questions to a monitor that still creates what is to be deleted.
+const PAUSE: Duration = Duration::from_millis(50);
 /// How long the disk may take.
 const STORAGE: Duration = Duration::from_secs(60);
 
@@ -58,7 +61,18 @@ pub(crate) async fn delete_from_runtime(
             container_id: id.to_string(),
             timeout_ms: u32::try_from(DELETE.as_millis()).unwrap_or(u32::MAX),
         });
-        match client.done(verb, DELETE + monitor::ANSWER).await {
+        let until = Instant::now() + DELETE;
+        let deleted = loop {
+            let call = client.done(verb.clone(), DELETE + monitor::ANSWER);
+            match monitor::attended(client, call).await {
+                // A creation of before a restart is still at work: what it makes must not outlive this.
+                Err(error) if error.refusal() == Some(failure::Kind::WrongState) && Instant::now() < until => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                deleted => break deleted,
+            }
+        };
+        match deleted {
             Ok(()) => return Ok(()),
             Err(error) => {
                 tracing::warn!(container = %id, %error, "the monitor could not delete the container; deleting it without");

@@ -1,12 +1,13 @@
 //! StartContainer.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use criox_cri::ids::ContainerId;
 use criox_monitor_api::client::Client;
 use criox_monitor_api::proto::{self, request};
 
-use crate::context::Clock;
+use super::stop::{self, Target};
+use crate::context::{Clock, Context};
 use crate::error::Result;
 use crate::monitor;
 
@@ -20,16 +21,22 @@ pub(crate) struct Started {
     pub(crate) at: i64,
 }
 
-/// Lets the process of a created container run.
-pub(crate) async fn start(client: &Client, id: &ContainerId) -> Result<Started> {
+/// Lets the process of a created container run. When that fails it is killed: what counts as ended must not run.
+pub(crate) async fn start(context: &Arc<Context>, client: &Client, target: &Target) -> Result<Started> {
+    let id = &target.record.id;
     // Before the call: an exit is then never earlier than the start.
     let at = Clock::default().now();
     let verb = request::Verb::Start(proto::Start {
         container_id: id.to_string(),
         timeout_ms: u32::try_from(RUNTIME.as_millis()).unwrap_or(u32::MAX),
     });
-    match client.done(verb, RUNTIME + monitor::ANSWER).await {
+    match monitor::attended(client, client.done(verb, RUNTIME + monitor::ANSWER)).await {
         Ok(()) => Ok(Started { at }),
-        Err(error) => Err(monitor::refused("start", &format!("container {id}"), error)),
+        Err(error) => {
+            if let Err(error) = stop::kill_cgroup(context, target).await {
+                tracing::error!(container = %id, error = error.chain(), "a container whose start failed lives on");
+            }
+            Err(monitor::refused("start", &format!("container {id}"), error))
+        }
     }
 }

@@ -40,6 +40,18 @@ pub(crate) enum Request {
     Remove { reply: Reply<()> },
 }
 
+impl Request {
+    /// Whether whoever asked has gone.
+    pub(crate) fn abandoned(&self) -> bool {
+        match self {
+            Self::Run { reply, .. } => reply.is_closed(),
+            Self::Claim { reply, .. } => reply.is_closed(),
+            Self::Create { reply, .. } => reply.is_closed(),
+            Self::Act { reply, .. } | Self::Stop { reply } | Self::Remove { reply } => reply.is_closed(),
+        }
+    }
+}
+
 /// The answer to [`Request::Run`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Run {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use criox_cri::ids::ContainerId;
 use criox_cri::{reasons, v1};
-use criox_monitor_api::proto::{Event, ExitFacts, event};
+use criox_monitor_api::proto::{ContainerState, Event, ExitFacts, container_state, event};
 use tokio::sync::mpsc;
 use tokio::task::JoinError;
 use tokio::time::Instant;
@@ -18,6 +18,7 @@ use crate::container::log;
 use crate::container::start::Started;
 use crate::container::stop::Stopped;
 use crate::error::{Error, Result};
+use crate::monitor::Connection;
 use crate::record::{self, ContainerPhase, ContainerRecord, Exit, SandboxPhase, SandboxRecord};
 use crate::sandbox;
 use crate::status;
@@ -31,6 +32,8 @@ pub(crate) enum Outcome {
     ContainerStarted(ContainerId, Result<Started>),
     ContainerStopped(ContainerId, Result<Stopped>),
     ContainerRemoved(ContainerId, Result<()>),
+    /// A monitor that was silent at the start speaks again, or is dead.
+    MonitorFound(Option<(Connection, Vec<ContainerState>)>),
 }
 
 impl Task {
@@ -38,11 +41,12 @@ impl Task {
         match outcome {
             Outcome::SandboxCreated(result) => self.sandbox_created(result).await,
             Outcome::SandboxStopped(stopped) => self.sandbox_stopped(stopped).await,
-            Outcome::SandboxRemoved(result) => self.sandbox_removed(&result),
+            Outcome::SandboxRemoved(result) => self.sandbox_removed(&result).await,
             Outcome::ContainerCreated(id, result) => self.container_created(id, *result).await,
             Outcome::ContainerStarted(id, result) => self.container_started(id, result).await,
             Outcome::ContainerStopped(id, result) => self.container_stopped(id, result).await,
             Outcome::ContainerRemoved(id, result) => self.container_removed(id, &result).await,
+            Outcome::MonitorFound(found) => self.monitor_found(found).await,
         }
     }
 
@@ -97,9 +101,11 @@ impl Task {
         }
     }
 
-    fn sandbox_removed(&mut self, result: &Result<()>) {
+    async fn sandbox_removed(&mut self, result: &Result<()>) {
         self.busy = None;
-        if result.is_ok() {
+        if result.is_err() {
+            self.removal_failed().await;
+        } else {
             let events: Vec<String> = self
                 .containers
                 .values()
@@ -114,6 +120,19 @@ impl Task {
         }
         for remover in self.removers.drain(..) {
             send(remover, result.clone());
+        }
+    }
+
+    /// Nobody knows how far a failed removal came: the sandbox counts as ended, and what its monitor took along too.
+    async fn removal_failed(&mut self) {
+        if self.sandbox.phase != SandboxPhase::NotReady {
+            self.keep_sandbox(SandboxRecord { phase: SandboxPhase::NotReady, ..(*self.sandbox).clone() }).await;
+            self.send_event(self.sandbox.id.to_string(), v1::ContainerEventType::ContainerStoppedEvent);
+        }
+        if self.pod.monitor().is_none_or(|client| client.is_closed()) {
+            self.pod.set_monitor(None);
+            self.events = None;
+            self.settle_lost(reasons::CONTAINER_STATUS_UNKNOWN, "").await;
         }
     }
 
@@ -152,6 +171,8 @@ impl Task {
         let Some(container) = self.containers.get_mut(&id) else { return };
         container.busy = None;
         match &result {
+            // Its monitor was lost meanwhile, and its end is settled.
+            Ok(_) if container.record.phase == ContainerPhase::Exited => {}
             Ok(started) => {
                 let record = ContainerRecord {
                     phase: ContainerPhase::Running,
@@ -203,7 +224,9 @@ impl Task {
         container.busy = None;
         container.answer(result);
         if result.is_err() {
-            return;
+            // What changed while it was being removed was not written.
+            let record = (*container.record).clone();
+            return self.keep_container(record).await;
         }
         let (claimed, log_path) = (container.record.claimed, container.record.log_path.clone());
         if claimed {
@@ -217,22 +240,31 @@ impl Task {
         }
     }
 
-    pub(super) async fn claim(&mut self, container: Option<ContainerId>) {
-        match container {
-            None if !self.sandbox.claimed => {
+    /// Notes that somebody is given the sandbox's or the container's ID. True: nobody was before.
+    pub(super) async fn claim(&mut self, container: Option<ContainerId>) -> bool {
+        let ready = self.sandbox.phase == SandboxPhase::Ready && self.busy.is_none();
+        match container.map(|id| self.containers.get(&id)) {
+            None if ready && !self.sandbox.claimed => {
                 self.keep_sandbox(SandboxRecord { claimed: true, ..(*self.sandbox).clone() }).await;
+                true
             }
-            None => {}
-            Some(id) => {
-                let Some(container) = self.containers.get(&id) else { return };
-                if container.record.claimed {
-                    return;
-                }
-                let record = ContainerRecord { claimed: true, ..(*container.record).clone() };
-                self.keep_container(record).await;
-                self.send_event(id.to_string(), v1::ContainerEventType::ContainerCreatedEvent);
+            Some(Some(container)) if !container.record.claimed && container.busy != Some(Busy::Removing) => {
+                self.keep_container(ContainerRecord { claimed: true, ..(*container.record).clone() }).await;
+                true
             }
+            _ => false,
         }
+    }
+
+    /// The ID of a container is on its way to who asked for it.
+    pub(super) fn claimed(&self, id: ContainerId) {
+        self.send_event(id.to_string(), v1::ContainerEventType::ContainerCreatedEvent);
+    }
+
+    /// The caller went while the claim was being written: the container is in no list again.
+    pub(super) async fn disclaim(&mut self, id: ContainerId) {
+        let Some(container) = self.containers.get(&id) else { return };
+        self.keep_container(ContainerRecord { claimed: false, ..(*container.record).clone() }).await;
     }
 
     pub(super) async fn monitor_event(&mut self, event: Event) {
@@ -292,6 +324,10 @@ impl Task {
     async fn end_container(&mut self, id: ContainerId, exit: Exit) {
         let Some(container) = self.containers.get(&id) else { return };
         let old = &container.record;
+        if old.phase == ContainerPhase::Exited {
+            return;
+        }
+        let claimed = old.claimed;
         let record = ContainerRecord {
             phase: ContainerPhase::Exited,
             started_at: old.started_at.min(exit.finished_at),
@@ -303,7 +339,10 @@ impl Task {
         if let Some(container) = self.containers.get(&id) {
             container.exited.send_replace(true);
         }
-        self.send_event(id.to_string(), v1::ContainerEventType::ContainerStoppedEvent);
+        // Whoever nobody was given is in no event.
+        if claimed {
+            self.send_event(id.to_string(), v1::ContainerEventType::ContainerStoppedEvent);
+        }
         self.context.unmount_later(id);
     }
 
@@ -347,6 +386,32 @@ impl Task {
         self.send_event(self.sandbox.id.to_string(), v1::ContainerEventType::ContainerStoppedEvent);
     }
 
+    /// What was shown as recorded is now shown as it is.
+    async fn monitor_found(&mut self, found: Option<(Connection, Vec<ContainerState>)>) {
+        // The pod is being ended without it, or has been.
+        if self.busy.is_some() || self.sandbox.phase != SandboxPhase::Ready {
+            return;
+        }
+        let Some(((client, events), states)) = found else { return self.monitor_gone().await };
+        tracing::info!(sandbox = %self.sandbox.id, "the pod's monitor answers again");
+        self.pod.set_monitor(Some(client));
+        self.events = Some(events);
+        for state in states {
+            let known = ContainerId::parse(&state.container_id).ok();
+            let Some(container) = known.and_then(|id| self.containers.get(&id)) else { continue };
+            let mut record = (*container.record).clone();
+            match state.exit {
+                Some(facts) if state.phase() == container_state::Phase::Exited => {
+                    self.exited(record.id, facts).await;
+                }
+                _ => {
+                    crate::recovery::apply(&mut record, &state);
+                    self.keep_container(record).await;
+                }
+            }
+        }
+    }
+
     /// A panic in work is a bug; the pod must not hang on it.
     pub(super) fn work_died(&mut self, error: &JoinError) {
         tracing::error!(sandbox = %self.sandbox.id, %error, "work of a pod ended in a panic");
@@ -366,6 +431,9 @@ impl Task {
             }
             container.answer(&Err(failed.clone()));
         }
+        if self.sandbox.phase == SandboxPhase::Creating {
+            self.begin_remove();
+        }
     }
 
     async fn keep_sandbox(&mut self, record: SandboxRecord) {
@@ -380,7 +448,10 @@ impl Task {
         let id = record.id;
         let record = Arc::new(record);
         let path = self.context.paths.container_record(self.sandbox.id.as_str(), id.as_str());
-        write_container(&path, record.clone()).await;
+        // The work that removes it removes its record, which must not come back.
+        if self.containers.get(&id).is_some_and(|container| container.busy != Some(Busy::Removing)) {
+            write_container(&path, record.clone()).await;
+        }
         if let Some(container) = self.containers.get_mut(&id) {
             container.record = record;
         }

@@ -26,6 +26,8 @@ use crate::spare::Spare;
 
 /// How long a created object waits for a call that takes it.
 const UNCLAIMED: Duration = Duration::from_secs(600);
+/// The longest grace: a pod may ask for more seconds than a clock can count.
+const GRACE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A container in its pod's task.
 #[derive(Debug)]
@@ -78,7 +80,12 @@ pub(crate) enum Start {
     /// By making the sandbox, with a monitor that runs already or one to be launched.
     Create { spare: Option<Spare> },
     /// With what recovery found.
-    Recovered { containers: Vec<ContainerRecord>, connection: Option<(Client, mpsc::Receiver<Event>)> },
+    Recovered {
+        containers: Vec<ContainerRecord>,
+        connection: Option<(Client, mpsc::Receiver<Event>)>,
+    },
+    /// With what recovery found, and a monitor that lives and does not answer.
+    Silent { containers: Vec<ContainerRecord> },
 }
 
 /// The owner of a pod.
@@ -145,6 +152,13 @@ impl Task {
                     None => {}
                 }
             }
+            Start::Silent { containers } => {
+                task.containers =
+                    containers.into_iter().map(|record| (record.id, Container::new(record))).collect();
+                let run = task.context.paths.run(task.sandbox.id.as_str());
+                let speaks = crate::recovery::wait_for_monitor(run, task.sandbox.clone());
+                task.work.spawn(async move { Outcome::MonitorFound(speaks.await) });
+            }
         }
         task.publish();
         tokio::spawn(task.run());
@@ -180,6 +194,13 @@ impl Task {
         for request in self.deferred.drain(..) {
             answer_after_removal(request);
         }
+        for container in self.containers.values_mut() {
+            let result = match container.busy {
+                Some(Busy::Starting) => Err(gone(&format!("container {}", container.record.id))),
+                _ => Ok(()),
+            };
+            container.answer(&result);
+        }
     }
 
     /// Shows the state as it is now to readers.
@@ -200,6 +221,10 @@ impl Task {
             return;
         }
         for request in std::mem::take(&mut self.deferred) {
+            // Nobody would be given it, and its log would decide the next attempt.
+            if matches!(request, Request::Create { .. }) && request.abandoned() {
+                continue;
+            }
             self.admit(request).await;
         }
     }
@@ -207,12 +232,21 @@ impl Task {
     async fn admit(&mut self, request: Request) {
         match request {
             Request::Run { config, handler, reply } => self.admit_run(&config, &handler, reply),
+            // A caller that has gone is given nothing.
+            Request::Claim { reply, .. } if reply.is_closed() => {}
             Request::Claim { container, reply } => {
-                self.claim(container).await;
-                // A caller that has gone needs no answer.
-                let _ = reply.send(());
+                let newly = self.claim(container).await;
+                match (container.filter(|_| newly), reply.send(())) {
+                    (Some(id), Ok(())) => self.claimed(id),
+                    (Some(id), Err(())) => self.disclaim(id).await,
+                    (None, _) => {}
+                }
             }
-            Request::Create { config, reply } => self.admit_create(config, reply),
+            Request::Create { config, reply } => {
+                // Who wants containers in it has been given its ID, if only by a list.
+                self.claim(None).await;
+                self.admit_create(config, reply).await;
+            }
             Request::Act { verb, id, grace, reply } => self.admit_act(verb, id, grace, reply),
             Request::Stop { reply } => self.admit_stop(reply),
             Request::Remove { reply } => self.admit_remove(reply),
@@ -266,7 +300,7 @@ impl Task {
         }
     }
 
-    fn admit_create(&mut self, config: Arc<v1::ContainerConfig>, reply: Reply<ContainerId>) {
+    async fn admit_create(&mut self, config: Arc<v1::ContainerConfig>, reply: Reply<ContainerId>) {
         let key = match ContainerKey::of(&config) {
             Ok(key) => key,
             Err(error) => return send(reply, Err(error)),
@@ -282,6 +316,9 @@ impl Task {
                 Some(Busy::Creating) if same => container.creators.push(reply),
                 // What is at work ends first: then the old one can be undone, or is gone.
                 Some(Busy::Creating | Busy::Removing) => {
+                    self.deferred.push(Request::Create { config, reply })
+                }
+                Some(Busy::Starting | Busy::Stopping) if !claimed => {
                     self.deferred.push(Request::Create { config, reply })
                 }
                 _ if same && container.record.phase == ContainerPhase::Created => send(reply, Ok(id)),
@@ -312,12 +349,12 @@ impl Task {
         }
         match admit::create(self.sandbox.id.as_str(), self.sandbox.phase, self.busy) {
             Admission::Refuse(error) => send(reply, Err(error)),
-            _ => self.begin_create(config, reply),
+            _ => self.begin_create(config, reply).await,
         }
     }
 
-    fn begin_create(&mut self, config: Arc<v1::ContainerConfig>, reply: Reply<ContainerId>) {
-        let record = match create::first_record(&self.context, &self.sandbox, config) {
+    async fn begin_create(&mut self, config: Arc<v1::ContainerConfig>, reply: Reply<ContainerId>) {
+        let record = match create::first_record(&self.context, &self.sandbox, config).await {
             Ok(record) => record,
             Err(error) => return send(reply, Err(error)),
         };
@@ -350,10 +387,20 @@ impl Task {
             };
             return send(reply, answer);
         };
+        if verb == Verb::Start && self.busy.is_some() {
+            let message = format!("container {id} is in a pod sandbox that is being stopped");
+            return send(reply, Err(Error::new(Kind::FailedPrecondition, message)));
+        }
         match admit::container(verb, id.as_str(), container.standing()) {
             Admission::Done => send(reply, Ok(())),
             Admission::Refuse(error) => send(reply, Err(error)),
-            Admission::Wait => self.deferred.push(Request::Act { verb, id, grace, reply }),
+            Admission::Wait => {
+                // A removal is by force: it lets no stop in flight wait for its grace.
+                if verb == Verb::Remove {
+                    container.shorten(Duration::ZERO);
+                }
+                self.deferred.push(Request::Act { verb, id, grace, reply });
+            }
             Admission::Join => {
                 container.shorten(grace);
                 container.waiters.push(reply);
@@ -377,14 +424,17 @@ impl Task {
             return container.answer(&Err(no_monitor(&sandbox)));
         };
         container.busy = Some(Busy::Starting);
-        self.work.spawn(async move { Outcome::ContainerStarted(id, start::start(&client, &id).await) });
+        let (context, target) = (self.context.clone(), container.target());
+        self.work.spawn(async move {
+            Outcome::ContainerStarted(id, start::start(&context, &client, &target).await)
+        });
     }
 
     fn begin_stop_container(&mut self, id: ContainerId, grace: Duration) {
         let (context, client) = (self.context.clone(), self.pod.monitor());
         let Some(container) = self.containers.get_mut(&id) else { return };
         container.busy = Some(Busy::Stopping);
-        container.kill_at.send_replace(Instant::now() + grace);
+        container.kill_at.send_replace(after(grace));
         let target = container.target();
         self.work.spawn(async move {
             Outcome::ContainerStopped(id, stop::stop(&context, client.as_ref(), target).await)
@@ -451,11 +501,10 @@ impl Task {
     }
 
     fn teardown(&mut self, grace: Duration) -> sandbox::stop::Work {
-        let now = Instant::now();
         let targets = self.containers.values().map(|container| {
             container.shorten(grace);
             if container.busy != Some(Busy::Stopping) {
-                container.kill_at.send_replace(now + grace);
+                container.kill_at.send_replace(after(grace));
             }
             container.target()
         });
@@ -482,7 +531,10 @@ impl Task {
 
     fn undo_unclaimed(&mut self) {
         let now = Instant::now();
-        if !self.sandbox.claimed && self.busy.is_none() && self.since + UNCLAIMED <= now {
+        let ready = self.sandbox.phase == SandboxPhase::Ready;
+        if !self.sandbox.claimed && ready && self.busy.is_none() && self.since + UNCLAIMED <= now {
+            // What can't be undone is tried again after as long.
+            self.since = now;
             tracing::info!(sandbox = %self.sandbox.id, "nobody has asked for this sandbox for ten minutes: undoing it");
             return self.begin_remove();
         }
@@ -496,6 +548,9 @@ impl Task {
             .collect();
         for id in expired {
             tracing::info!(container = %id, "nobody has asked for this container for ten minutes: undoing it");
+            if let Some(container) = self.containers.get_mut(&id) {
+                container.since = now;
+            }
             self.begin_remove_container(id);
         }
     }
@@ -504,7 +559,7 @@ impl Task {
 impl Container {
     /// Brings a stop in flight forward, never back.
     pub(super) fn shorten(&self, grace: Duration) {
-        let at = Instant::now() + grace;
+        let at = after(grace);
         self.kill_at.send_if_modified(|current| {
             let sooner = at < *current;
             if sooner {
@@ -548,14 +603,22 @@ fn forward<T: Send + 'static, U: Send + 'static>(
     reply
 }
 
+/// The moment at which a grace ends.
+fn after(grace: Duration) -> Instant {
+    Instant::now() + grace.min(GRACE_MAX)
+}
+
+fn gone(what: &str) -> Error {
+    Error::new(Kind::NotFound, format!("{what} was removed meanwhile"))
+}
+
 fn answer_after_removal(request: Request) {
-    let gone = |what: String| Error::new(Kind::NotFound, format!("{what} was removed meanwhile"));
     match request {
         Request::Run { reply, .. } => send(reply, Ok(Run::Gone)),
         Request::Claim { reply, .. } => drop(reply.send(())),
-        Request::Create { reply, .. } => send(reply, Err(gone("the pod sandbox".into()))),
+        Request::Create { reply, .. } => send(reply, Err(gone("the pod sandbox"))),
         Request::Act { verb: Verb::Start, id, reply, .. } => {
-            send(reply, Err(gone(format!("container {id}"))))
+            send(reply, Err(gone(&format!("container {id}"))))
         }
         Request::Act { reply, .. } | Request::Stop { reply } | Request::Remove { reply } => {
             send(reply, Ok(()))
@@ -568,4 +631,16 @@ pub(super) fn no_monitor(sandbox: &SandboxId) -> Error {
         Kind::FailedPrecondition,
         format!("pod sandbox {sandbox} has lost its monitor; create a new sandbox"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grace_longer_than_the_clock_counts_ends_some_time() {
+        for seconds in [0, 30, i64::MAX.unsigned_abs(), u64::MAX] {
+            assert!(after(Duration::from_secs(seconds)) <= Instant::now() + GRACE_MAX, "{seconds}");
+        }
+    }
 }

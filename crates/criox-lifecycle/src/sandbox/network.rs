@@ -17,6 +17,9 @@ use crate::error::{Error, Kind, Result};
 use crate::paths::Namespace;
 use crate::record::{self, RecordError, SandboxRecord, VERSION};
 
+/// How the name of a result's file ends, in the place of the intent's `json`.
+const RESULT: &str = "result.json";
+
 /// What the network owes for one pod.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct NetworkRecord {
@@ -54,7 +57,8 @@ pub(super) async fn attach(context: &Arc<Context>, sandbox: &SandboxRecord) -> R
     let ips = attachment.primary_ip().into_iter().chain(attachment.additional_ips());
     let ips = ips.map(|ip| ip.to_string()).collect();
     record.attachment = Some(attachment);
-    write(&path, &record, durable::write_atomic).await?;
+    // Beside the intent and never in its place: this file isn't synced, and a power cut may empty it.
+    write(&result_path(&path), &record, durable::write_atomic).await?;
     Ok(ips)
 }
 
@@ -104,14 +108,28 @@ pub(crate) async fn release(context: &Context, path: &Path) -> Result<()> {
             .because(error)
     })?;
     let path = path.to_owned();
-    let removed = tokio::task::spawn_blocking(move || crate::container::remove::remove_file(&path)).await;
+    let removed = tokio::task::spawn_blocking(move || {
+        crate::container::remove::remove_file(&result_path(&path))?;
+        crate::container::remove::remove_file(&path)
+    })
+    .await;
     removed.unwrap_or(Ok(()))
 }
 
-/// The record at a path; none if there is no file, or only the torn beginning of one, before which no ADD was asked for.
+/// Where the result lies whose intent is at `path`.
+fn result_path(path: &Path) -> PathBuf {
+    path.with_extension(RESULT)
+}
+
+/// The record at a path, with the result if there is one; none if there is no file, or only the torn beginning of one,
+/// before which no ADD was asked for.
 pub(crate) async fn read(path: &Path) -> Result<Option<NetworkRecord>> {
     let path = path.to_owned();
-    let read = tokio::task::spawn_blocking(move || record::read::<NetworkRecord>(&path)).await;
+    let read = tokio::task::spawn_blocking(move || match record::read::<NetworkRecord>(&result_path(&path)) {
+        Err(RecordError::Io { .. } | RecordError::Damaged { .. }) => record::read::<NetworkRecord>(&path),
+        result => result,
+    })
+    .await;
     match read {
         Ok(Ok(record)) => Ok(Some(record)),
         Ok(Err(RecordError::Io { source, .. })) if source.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -130,6 +148,10 @@ pub(crate) async fn keep_debt(context: &Context, sandbox: &str) -> Result<()> {
     let to = debts.join(format!("{sandbox}.json"));
     let moved = tokio::task::spawn_blocking(move || {
         std::fs::create_dir_all(&debts)?;
+        match std::fs::rename(result_path(&from), result_path(&to)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         std::fs::rename(&from, &to)
     })
     .await;
@@ -148,7 +170,8 @@ pub(crate) async fn keep_debt(context: &Context, sandbox: &str) -> Result<()> {
 pub(crate) async fn settle_debts(context: &Context) {
     let directory = context.paths.network_debts();
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    let is_result = |path: &PathBuf| path.to_string_lossy().ends_with(RESULT);
+    let paths: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| !is_result(path)).collect();
     for path in paths {
         if let Err(error) = release(context, &path).await {
             tracing::warn!(error = error.chain(), "trying again in a minute");

@@ -38,7 +38,13 @@ pub(crate) async fn remove(work: Work) -> Result<()> {
     }
     let context = work.context.clone();
     blocking("removal of directories", &format!("pod sandbox {id}"), ERASE, move || {
-        for path in [context.paths.run(id.as_str()).path().to_owned(), context.paths.pod(id.as_str())] {
+        let own = [
+            // Logs elsewhere are the caller's.
+            context.log_directory(&id),
+            context.paths.run(id.as_str()).path().to_owned(),
+            context.paths.pod(id.as_str()),
+        ];
+        for path in own {
             match durable::remove_tree(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(Error::failed(format!("directories of pod sandbox {id}")).because(error));

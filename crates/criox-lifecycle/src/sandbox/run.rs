@@ -110,11 +110,13 @@ pub(crate) async fn create(
     spare: Option<Spare>,
 ) -> Result<Created> {
     let spare = spare.map(|spare| spare.monitor);
-    let mut client = spare.as_ref().map(|monitor| monitor.connection.0.clone());
-    match steps(context, record, spare, &mut client).await {
+    let mut made = spare.as_ref().map(|monitor| (monitor.connection.0.clone(), monitor.identity));
+    match steps(context, record, spare, &mut made).await {
         Ok(created) => Ok(created),
         Err(error) => {
-            let sandbox = Arc::new(record.clone());
+            let (client, monitor) = made.unzip();
+            // With its number, for the monitor is our child, which must be reaped.
+            let sandbox = Arc::new(SandboxRecord { monitor, ..record.clone() });
             let work = Work { context: context.clone(), sandbox, client, containers: Vec::new() };
             if let Err(undo) = remove::remove(work).await {
                 tracing::warn!(sandbox = %record.id, error = undo.chain(), "a failed creation left something; the next start of criox removes it");
@@ -128,7 +130,7 @@ async fn steps(
     context: &Arc<Context>,
     record: &SandboxRecord,
     spare: Option<Launched>,
-    made: &mut Option<Client>,
+    made: &mut Option<(Client, ProcessIdentity)>,
 ) -> Result<Created> {
     let object = format!("pod sandbox {}", record.id);
     let first = {
@@ -149,7 +151,7 @@ async fn steps(
         }),
     );
     let Launched { connection, identity } = launched?;
-    *made = Some(connection.0.clone());
+    *made = Some((connection.0.clone(), identity));
     prepared?;
     let client = &connection.0;
     let mut record = SandboxRecord { monitor: Some(identity), ..record.clone() };
@@ -194,9 +196,10 @@ fn directories(context: &Context, record: &SandboxRecord) -> Result<()> {
 /// The namespaces that the pod gets of its own, pinned by file.
 pub(super) fn pinned(config: &v1::PodSandboxConfig) -> Vec<Namespace> {
     let options = status::namespace_options(config);
-    let mut kinds = Vec::new();
+    // Also with the node's network: no container may rename the node.
+    let mut kinds = vec![Namespace::Uts];
     if options.network() != v1::NamespaceMode::Node {
-        kinds.extend([Namespace::Network, Namespace::Uts]);
+        kinds.push(Namespace::Network);
     }
     if options.ipc() != v1::NamespaceMode::Node {
         kinds.push(Namespace::Ipc);
@@ -253,8 +256,7 @@ async fn pin(context: &Context, client: &Client, record: &SandboxRecord) -> Resu
         ..Default::default()
     };
     let object = format!("pod sandbox {}", record.id);
-    client
-        .done(request::Verb::PinNamespaces(verb), PIN)
+    monitor::attended(client, client.done(request::Verb::PinNamespaces(verb), PIN))
         .await
         .map_err(|error| monitor::refused("making the namespaces", &object, error))
 }
@@ -295,7 +297,8 @@ async fn start_init(
     };
     let object = format!("pod sandbox {}", record.id);
     let failed = |error| monitor::refused("start of the pod's process 1", &object, error);
-    match client.call(request::Verb::StartSandboxProcess(verb), PIN).await.map_err(failed)? {
+    let call = client.call(request::Verb::StartSandboxProcess(verb), PIN);
+    match monitor::attended(client, call).await.map_err(failed)? {
         reply::Result::SandboxProcess(process) => {
             let start_time = criox_sys::process::start_time(process.pid)
                 .map_err(|error| Error::failed(format!("process 1 of {object}")).because(error))?;
@@ -321,13 +324,13 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_with_host_network_has_neither_a_network_nor_a_host_name_of_its_own() {
+    fn a_pod_with_host_network_has_no_network_of_its_own_and_still_cannot_rename_the_node() {
         let options =
             v1::NamespaceOption { network: v1::NamespaceMode::Node.into(), pid: 1, ..Default::default() };
         let security =
             v1::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
         let linux = v1::LinuxPodSandboxConfig { security_context: Some(security), ..Default::default() };
         let config = v1::PodSandboxConfig { linux: Some(linux), ..Default::default() };
-        assert_eq!(pinned(&config), [Namespace::Ipc]);
+        assert_eq!(pinned(&config), [Namespace::Uts, Namespace::Ipc]);
     }
 }

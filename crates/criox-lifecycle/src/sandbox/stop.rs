@@ -11,13 +11,14 @@ use criox_sys::mount;
 use futures_util::future::join_all;
 
 use super::{network, run};
+use crate::container::create::write_first_record;
 use crate::container::remove::{delete_from_runtime, remove_file};
 use crate::container::stop::{self, Target};
 use crate::context::{Context, blocking};
 use crate::error::{Error, Result};
 use crate::monitor;
 use crate::paths::Namespace;
-use crate::record::SandboxRecord;
+use crate::record::{SandboxPhase, SandboxRecord};
 
 /// What containers get that StopPodSandbox still finds running: the kubelet stops them before, with their own grace.
 pub(crate) const GRACE: Duration = Duration::from_secs(10);
@@ -70,7 +71,24 @@ pub(super) async fn end_containers(work: &Work) -> Result<()> {
         delete_from_runtime(context, client.as_ref(), sandbox, &record.id, &record.cgroup).await
     }))
     .await;
-    ended.into_iter().collect()
+    ended.into_iter().collect::<Result<()>>()?;
+    note_end(work).await;
+    Ok(())
+}
+
+/// A daemon that dies in the middle of what follows must not find a sandbox that is ready and has no network.
+async fn note_end(work: &Work) {
+    if work.sandbox.phase != SandboxPhase::Ready {
+        return;
+    }
+    let ended = SandboxRecord { phase: SandboxPhase::NotReady, ..(*work.sandbox).clone() };
+    let path = work.context.paths.sandbox_record(ended.id.as_str());
+    let object = format!("pod sandbox {}", ended.id);
+    let written = blocking("record", &object, RELEASE, move || write_first_record(&path, &ended)).await;
+    if let Err(error) = written {
+        // A full disk keeps no pod alive.
+        tracing::warn!(error = error.chain(), "the end of a pod sandbox was not recorded; ending it all the same");
+    }
 }
 
 /// Ends the monitor and what else lives in the groups of the pod.
@@ -102,8 +120,9 @@ pub(super) async fn end_monitor(
 /// With process 1 the kernel ends all that share its PID namespace.
 fn kill_init(init: crate::record::ProcessIdentity) {
     use criox_sys::process::{Pidfd, is_alive};
-    if is_alive(init.pid, init.start_time)
-        && let Ok(process) = Pidfd::open(init.pid)
+    // Held first: the number may be another process's a moment later.
+    if let Ok(process) = Pidfd::open(init.pid)
+        && is_alive(init.pid, init.start_time)
     {
         // It has ended by itself meanwhile: so much the better.
         drop(process.send_signal(9));
