@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use criox_config::{Config, LoadOptions, Loaded, Overrides, Problems};
 use criox_lifecycle::{
     Clamps, Clock, Context, Events, Handlers, Index, Lifecycle, Names, Paths, SeccompDefaults, Spares,
 };
 use criox_network::Network;
-use criox_store::Store;
+use criox_store::{OpenReport, Store};
 use criox_sys::cgroup::Cgroups;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -18,6 +18,10 @@ use crate::{edge, logging, node, notify, server, wiring};
 
 /// No AppArmor profile.
 const UNCONFINED: &str = "unconfined";
+
+/// A pull that was interrupted is mostly taken up again, here or by a peer; after this time (podman's check has the same)
+/// its layers are garbage.
+const UNREFERENCED_LAYERS_AGE: Duration = Duration::from_hours(24);
 
 /// Why the daemon does not start.
 #[derive(Debug, thiserror::Error)]
@@ -138,14 +142,45 @@ fn report(loaded: &Loaded) {
     }
 }
 
+/// What opening the store found and put right, or couldn't.
+fn tell_of_sweep(opened: &OpenReport) {
+    for layer in &opened.incomplete_layers {
+        tracing::info!(layer, "removed a layer whose making was cut short");
+    }
+    for directory in &opened.orphan_directories {
+        tracing::info!(directory, "removed a directory of the store that no record knew");
+    }
+    for container in &opened.lost_containers {
+        tracing::warn!(container, "removed the record of a container whose root file system is gone");
+    }
+    for file in &opened.torn_files {
+        tracing::warn!(file = %file.display(), "moved aside a list that a power cut tore");
+    }
+    for problem in &opened.problems {
+        tracing::warn!(problem, "the image store has something that couldn't be put right");
+    }
+}
+
+/// Layers of pulls that never ended and of removals that were cut short. A failure costs space, and is no reason not to
+/// start.
+fn drop_unreferenced_layers(store: &Store) {
+    match store.remove_unreferenced_layers(UNREFERENCED_LAYERS_AGE) {
+        Ok(layers) if layers.is_empty() => {}
+        Ok(layers) => tracing::info!(?layers, "removed layers that no image needs"),
+        Err(error) => tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "layers that no image needs could not be removed"
+        ),
+    }
+}
+
 fn context(loaded: &Loaded) -> Result<Context, StartError> {
     let config = Arc::new(loaded.config.clone());
     let store_options = wiring::store_options(&config)?;
     let (store, opened) =
         Store::open(store_options).map_err(part(format!("image store {}", config.root.root.display())))?;
-    for layer in &opened.incomplete_layers {
-        tracing::info!(layer, "removed a layer whose making was cut short");
-    }
+    tell_of_sweep(&opened);
+    drop_unreferenced_layers(&store);
     let cgroups = Cgroups::detect().map_err(part("cgroups"))?;
     let node = node::facts(&cgroups, wiring::systemd(&config));
     if !node.capabilities.has("SYS_RESOURCE") {

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criox_cri::v1::image_service_server::ImageServiceServer;
 use criox_cri::v1::runtime_service_server::RuntimeServiceServer;
@@ -32,6 +32,8 @@ const STREAMS: u32 = 1000;
 const CONNECTIONS: usize = 256;
 /// What a slow client may take for the head of an HTTP/1 request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the socket of a killed predecessor may live on.
+const PREDECESSOR: Duration = Duration::from_secs(3);
 /// Between attempts to accept when the process is out of descriptors.
 const EXHAUSTED: Duration = Duration::from_millis(100);
 
@@ -48,11 +50,13 @@ pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
             let message = format!("{} exists and is not a socket", path.display());
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
         }
-        Ok(_) if std::os::unix::net::UnixStream::connect(path).is_ok() => {
-            let message = format!("another daemon serves {}; stop it first", path.display());
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, message));
+        Ok(_) => {
+            if is_served(path) {
+                let message = format!("another daemon serves {}; stop it first", path.display());
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, message));
+            }
+            std::fs::remove_file(path)?;
         }
-        Ok(_) => std::fs::remove_file(path)?,
         Err(_) => {}
     }
     // Bound under another name, so that nobody can connect before the mode is right.
@@ -65,6 +69,23 @@ pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0o660))?;
     std::fs::rename(&hidden, path)?;
     Ok(listener)
+}
+
+/// Whether whoever listens there lives. A daemon that was killed a moment ago holds its socket until the kernel has taken
+/// it apart, and a child of it until that has executed its program: the answer is believed after a while.
+fn is_served(path: &Path) -> bool {
+    let until = Instant::now() + PREDECESSOR;
+    loop {
+        let Ok(stream) = std::os::unix::net::UnixStream::connect(path) else { return false };
+        let peer = rustix::net::sockopt::socket_peercred(&stream);
+        if peer.is_ok_and(|peer| rustix::process::test_kill_process(peer.pid) == Err(rustix::io::Errno::SRCH)) {
+            return false;
+        }
+        if Instant::now() >= until {
+            return true;
+        }
+        std::thread::sleep(EXHAUSTED);
+    }
 }
 
 /// Serves until it is dropped; connections then end with the runtime.

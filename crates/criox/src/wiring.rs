@@ -54,6 +54,9 @@ pub(crate) fn image_options(loaded: &Loaded) -> Result<ImageOptions, Problems> {
     let mut timeouts = Timeouts::default();
     if config.image.pull_progress_timeout > Duration::ZERO {
         timeouts.no_progress = config.image.pull_progress_timeout;
+        // A registry that doesn't even begin to answer makes no progress either.
+        timeouts.connect = timeouts.connect.min(timeouts.no_progress);
+        timeouts.headers = timeouts.headers.min(timeouts.no_progress);
     }
     Ok(ImageOptions {
         registries: Arc::new(Registries::load(&paths)?),
