@@ -10,6 +10,9 @@
 
 mod catalogue;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod image_config;
 mod images;
 mod info;

@@ -81,7 +81,7 @@ impl Lifecycle {
         if let Some(pod) = names.get(key) {
             return Ok(pod.clone());
         }
-        let spare = if spare::suits(&self.context, handler) { self.context.spares.take() } else { None };
+        let spare = if spare::suits(&self.context, handler) { spare::take(&self.context) } else { None };
         let record = SandboxRecord {
             version: VERSION,
             id: spare.as_ref().map_or_else(new_sandbox_id, |spare| Ok(spare.id))?,

@@ -34,6 +34,11 @@ pub struct Error {
 /// The result of a lifecycle operation.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// A place at which a test makes criox die, fail or wait.
+pub(crate) fn failpoint(name: &'static str) -> Result<()> {
+    criox_sys::failpoint::hit(name).map_err(|error| Error::failed("step of an operation").because(error))
+}
+
 impl Error {
     /// An error of the kind; the message names the object and what to do.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
@@ -59,12 +64,12 @@ impl Error {
 
     /// A container that does not exist.
     pub fn no_container(id: &str) -> Self {
-        Self::new(Kind::NotFound, format!("container {id:?} does not exist"))
+        Self::new(Kind::NotFound, format!("container {:?} does not exist", shown(id)))
     }
 
     /// A sandbox that does not exist.
     pub fn no_sandbox(id: &str) -> Self {
-        Self::new(Kind::NotFound, format!("pod sandbox {id:?} does not exist"))
+        Self::new(Kind::NotFound, format!("pod sandbox {:?} does not exist", shown(id)))
     }
 
     /// A wait that ended without its event.
@@ -103,6 +108,12 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_deref().map(|source| source as &(dyn std::error::Error + 'static))
     }
+}
+
+/// The beginning of what a client calls an ID: it may be megabytes, and an error travels in a header.
+fn shown(id: &str) -> &str {
+    const MAX: usize = 128;
+    id.char_indices().nth(MAX).map_or(id, |(end, _)| &id[..end])
 }
 
 #[cfg(test)]

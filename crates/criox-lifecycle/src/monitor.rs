@@ -4,6 +4,7 @@
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use criox_cri::ids::ContainerId;
@@ -30,6 +31,7 @@ pub(crate) const ANSWER: Duration = Duration::from_secs(5);
 const LAUNCH: Duration = Duration::from_secs(10);
 /// How long a monitor that was asked to end may take.
 const PATIENCE: Duration = Duration::from_millis(500);
+const SIGKILL: i32 = 9;
 /// Its memory matters more than that of the pods it serves, and less than the daemon's.
 const OOM_SCORE_ADJ: i32 = -998;
 
@@ -74,8 +76,19 @@ pub(crate) async fn launch(context: &Arc<Context>, sandbox: &SandboxRecord) -> R
     let env = context.handlers.get(&sandbox.runtime_handler)?.config.monitor_env.clone();
     let identity = {
         let (context, run, id) = (context.clone(), run.clone(), sandbox.id);
-        let work = move || spawn(&context, &run, &group, id.as_str(), &env);
-        blocking("launch of the monitor", &object, LAUNCH, work).await?
+        let given_up = Arc::new(AtomicBool::new(false));
+        let seen = given_up.clone();
+        let work = move || {
+            let (identity, monitor) = spawn(&context, &run, &group, id.as_str(), &env)?;
+            // Nobody waits for it any more, and what would undo it has run already.
+            if seen.load(Ordering::Acquire) && monitor.send_signal(SIGKILL).is_ok() {
+                drop(monitor.wait_ended(ANSWER).and_then(|_| monitor.try_reap()));
+            }
+            Ok(identity)
+        };
+        let launched = blocking("launch of the monitor", &object, LAUNCH, work).await;
+        given_up.store(launched.is_err(), Ordering::Release);
+        launched?
     };
     match connect(&run).await {
         Ok(connection) => Ok(Launched { connection, identity }),
@@ -89,7 +102,13 @@ pub(crate) async fn launch(context: &Arc<Context>, sandbox: &SandboxRecord) -> R
     }
 }
 
-fn spawn(context: &Context, run: &RunDir, group: &str, id: &str, env: &[String]) -> Result<ProcessIdentity> {
+fn spawn(
+    context: &Context,
+    run: &RunDir,
+    group: &str,
+    id: &str,
+    env: &[String],
+) -> Result<(ProcessIdentity, Pidfd)> {
     let failed = |what: &str| Error::failed(format!("launch of the monitor of pod sandbox {id}: {what}"));
     let cgroup = context
         .cgroups
@@ -117,7 +136,7 @@ fn spawn(context: &Context, run: &RunDir, group: &str, id: &str, env: &[String])
     let pid = monitor.pid();
     let start_time =
         criox_sys::process::start_time(pid).map_err(|error| failed("its start time").because(error))?;
-    Ok(ProcessIdentity { pid, start_time })
+    Ok((ProcessIdentity { pid, start_time }, monitor))
 }
 
 /// Connects to the monitor of a run directory and follows its events from now on.
@@ -158,10 +177,7 @@ pub(crate) async fn attended<T>(
 }
 
 /// Asks for a list as often as it takes. The events of the meantime are read, for the answer comes behind them.
-async fn list_beside(
-    client: &Client,
-    events: &mut mpsc::Receiver<Event>,
-) -> Option<(ListReply, Vec<Event>)> {
+async fn list_beside(client: &Client, events: &mut mpsc::Receiver<Event>) -> Option<(ListReply, Vec<Event>)> {
     let mut behind = Vec::new();
     loop {
         let listed = list(client);
@@ -255,7 +271,8 @@ pub(crate) async fn end(
     object: &str,
 ) -> Result<()> {
     if let Some(client) = client {
-        let asked = client.done(request::Verb::Shutdown(proto::Shutdown {}), ANSWER).await;
+        // Nothing is lost by killing one that is too slow for this.
+        let asked = client.done(request::Verb::Shutdown(proto::Shutdown {}), PATIENCE * 2).await;
         if let Err(error) = asked {
             tracing::debug!(object, %error, "the monitor did not end when asked");
         }

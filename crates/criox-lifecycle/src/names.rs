@@ -47,7 +47,11 @@ pub(crate) fn storage_metadata(sandbox: &SandboxRecord, container: &ContainerRec
 pub(crate) fn owner_of(metadata: &str) -> Option<String> {
     let value: serde_json::Value = serde_json::from_str(metadata).ok()?;
     let text = |key: &str| value.get(key).and_then(serde_json::Value::as_str).filter(|text| !text.is_empty());
-    text(CREATOR).filter(|creator| *creator == "criox").and(text("pod-name")).and(text("pod-id")).map(str::to_owned)
+    text(CREATOR)
+        .filter(|creator| *creator == "criox")
+        .and(text("pod-name"))
+        .and(text("pod-id"))
+        .map(str::to_owned)
 }
 
 /// Nanoseconds since the epoch as RFC 3339 in UTC.

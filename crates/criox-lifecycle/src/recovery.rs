@@ -32,7 +32,7 @@ use crate::pod::{Pod, Request, Start, Task, exit_of};
 use crate::record::{
     self, ContainerPhase, ContainerRecord, Exit, ProcessIdentity, RecordError, SandboxPhase, SandboxRecord,
 };
-use crate::sandbox::{network, remove, stop};
+use crate::sandbox::{network, plugins, remove, stop};
 use crate::{names, spare};
 
 /// How long the start waits for monitors that don't answer: their pods are shown as recorded until they do.
@@ -60,6 +60,7 @@ impl Lifecycle {
         let mut report = Report::default();
         let found = read_all(context, &mut report);
         let known: HashSet<SandboxId> = found.iter().map(|pod| pod.sandbox.id).collect();
+        plugins::outlive(&known).await;
         let mut settling = JoinSet::new();
         for pod in found {
             report.pods += 1;
@@ -185,13 +186,15 @@ fn undo_later(context: &Arc<Context>, found: Found) {
             sandbox.cgroup_parent = parent;
         }
         let known = found.containers.into_iter().map(|record| (record.id, record.cgroup));
-        let mut containers: Vec<_> = known.chain(found.torn.into_iter().map(|id| (id, String::new()))).collect();
+        let mut containers: Vec<_> =
+            known.chain(found.torn.into_iter().map(|id| (id, String::new()))).collect();
         if let Some(client) = &client
             && let Ok(list) = monitor::list(client).await
         {
-            let unrecorded = list.containers.into_iter().filter_map(|state| {
-                Some((ContainerId::parse(&state.container_id).ok()?, state.cgroup))
-            });
+            let unrecorded = list
+                .containers
+                .into_iter()
+                .filter_map(|state| Some((ContainerId::parse(&state.container_id).ok()?, state.cgroup)));
             for (container, cgroup) in unrecorded {
                 if !containers.iter().any(|(known, _)| *known == container) {
                     containers.push((container, cgroup));
@@ -199,7 +202,8 @@ fn undo_later(context: &Arc<Context>, found: Found) {
             }
         }
         for (container, cgroup) in containers {
-            let erased = container_remove::erase(&context, client.as_ref(), &sandbox, &container, &cgroup).await;
+            let erased =
+                container_remove::erase(&context, client.as_ref(), &sandbox, &container, &cgroup).await;
             if let Err(error) = erased {
                 tracing::warn!(%container, error = error.chain(), "a half-made container could not be undone");
             }
@@ -225,7 +229,8 @@ async fn find_parent(context: &Arc<Context>, id: &SandboxId) -> Option<String> {
     const DEPTH: usize = 8;
     fn find(directory: &Path, name: &str, depth: usize) -> Option<std::path::PathBuf> {
         let entries = std::fs::read_dir(directory).ok()?.flatten();
-        let below: Vec<_> = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).collect();
+        let below: Vec<_> =
+            entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).collect();
         if below.iter().any(|entry| entry.file_name() == name) {
             return Some(directory.to_owned());
         }
@@ -300,7 +305,11 @@ async fn settle(context: Arc<Context>, handle: (Pod, mpsc::Receiver<Request>), m
 
 /// Serves a pod whose monitor is stopped or starved, but alive: it is shown as recorded, stop and remove act by cgroup,
 /// and killing it for its silence would lose containers.
-async fn start_without_monitor(context: Arc<Context>, handle: (Pod, mpsc::Receiver<Request>), mut found: Found) {
+async fn start_without_monitor(
+    context: Arc<Context>,
+    handle: (Pod, mpsc::Receiver<Request>),
+    mut found: Found,
+) {
     undo_half_made(&context, None, &mut found).await;
     Task::spawn(&context, handle, found.sandbox, Start::Silent { containers: found.containers });
 }
@@ -449,16 +458,21 @@ async fn sweep(context: &Arc<Context>, known: &HashSet<SandboxId>) {
             Found { sandbox: unknown_sandbox(context, id), containers: Vec::new(), torn: Vec::new() },
         );
     }
-    let context = context.clone();
+    let (context, runtime) = (context.clone(), context.clone());
     let swept = tokio::task::spawn_blocking(move || {
-        let Ok(containers) = context.store.containers() else { return };
+        let mut swept = Vec::new();
+        let Ok(containers) = context.store.containers() else { return swept };
         for container in containers.iter() {
             let Some(owner) = names::owner_of(&container.metadata) else { continue };
             let record = context.paths.container_record(&owner, &container.id);
             if !record.try_exists().unwrap_or(true) {
                 match context.store.delete_container(&container.id) {
                     Ok(_) => {
-                        tracing::info!(container = container.id, "swept a storage container without a record")
+                        tracing::info!(
+                            container = container.id,
+                            "swept a storage container without a record"
+                        );
+                        swept.extend(ContainerId::parse(&container.id));
                     }
                     Err(error) => {
                         tracing::warn!(container = container.id, %error, "a storage container without a record stays")
@@ -466,9 +480,20 @@ async fn sweep(context: &Arc<Context>, known: &HashSet<SandboxId>) {
                 }
             }
         }
+        swept
     });
-    if let Err(error) = swept.await {
-        tracing::error!(%error, "the sweep of storage ended in a panic");
+    match swept.await {
+        Ok(swept) => drop(tokio::spawn(forget_in_runtime(runtime, swept))),
+        Err(error) => tracing::error!(%error, "the sweep of storage ended in a panic"),
+    }
+}
+
+/// Deletes what the default handler's runtime still keeps of containers of which nothing else is left.
+async fn forget_in_runtime(context: Arc<Context>, containers: Vec<ContainerId>) {
+    for container in containers {
+        if let Err(error) = context.handlers.delete("", &container).await {
+            tracing::warn!(%container, error = error.chain(), "the runtime did not delete the container");
+        }
     }
 }
 
@@ -493,9 +518,8 @@ async fn network_records(context: &Context) -> (Vec<network::NetworkRecord>, boo
 async fn restore_networks(context: &Context) {
     let (records, _) = network_records(context).await;
     // The networks of those that have ended are being given back at this moment.
-    let ended = |id: &str| {
-        context.index.pod(id).is_ok_and(|view| view.sandbox.phase == SandboxPhase::NotReady)
-    };
+    let ended =
+        |id: &str| context.index.pod(id).is_ok_and(|view| view.sandbox.phase == SandboxPhase::NotReady);
     let attachments = records.iter().filter_map(|record| record.attachment().cloned());
     let attachments: Vec<_> =
         attachments.filter(|attachment| !ended(&attachment.intent.sandbox_id)).collect();

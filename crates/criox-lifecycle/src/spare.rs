@@ -49,14 +49,18 @@ impl Spares {
     fn ready(&self) -> std::sync::MutexGuard<'_, VecDeque<Spare>> {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// One that still lives, if there is any.
-    pub(crate) fn take(&self) -> Option<Spare> {
-        let spare = self.ready().pop_front();
-        self.taken.notify_one();
-        // One that has died meanwhile is left to the next start, which sweeps its run directory.
-        spare.filter(|spare| !spare.monitor.connection.0.is_closed())
+/// One that still lives, if there is any.
+pub(crate) fn take(context: &Arc<Context>) -> Option<Spare> {
+    let spare = context.spares.ready().pop_front();
+    context.spares.taken.notify_one();
+    let spare = spare?;
+    if spare.monitor.connection.0.is_closed() {
+        tokio::spawn(discard(context.clone(), spare));
+        return None;
     }
+    Some(spare)
 }
 
 /// Keeps spares ready for as long as the daemon runs.
@@ -112,12 +116,16 @@ pub(crate) async fn end_all(context: &Arc<Context>) {
     *context.spares.closed.lock().await = true;
     let spares: Vec<Spare> = context.spares.ready().drain(..).collect();
     for spare in spares {
-        let record = SandboxRecord {
-            monitor: Some(spare.monitor.identity),
-            ..SandboxRecord::without_request(spare.id, &context.boot_id, "/")
-        };
-        end(context, record, Some(spare.monitor)).await;
+        discard(context.clone(), spare).await;
     }
+}
+
+async fn discard(context: Arc<Context>, spare: Spare) {
+    let record = SandboxRecord {
+        monitor: Some(spare.monitor.identity),
+        ..SandboxRecord::without_request(spare.id, &context.boot_id, "/")
+    };
+    end(&context, record, Some(spare.monitor)).await;
 }
 
 async fn end(context: &Arc<Context>, record: SandboxRecord, monitor: Option<Launched>) {

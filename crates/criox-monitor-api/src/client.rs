@@ -159,9 +159,10 @@ impl Client {
         deadline: Duration,
     ) -> Result<(Self, HelloReply, mpsc::Receiver<Event>), ConnectError> {
         let failed = |source| ConnectError::Connect { path: path.into(), source };
-        // By our own connect, for the path may be longer than a socket address holds.
-        let socket = std::os::unix::net::UnixStream::from(criox_sys::socket::connect(path).map_err(failed)?);
-        socket.set_nonblocking(true).map_err(failed)?;
+        // By our own connect, for the path may be longer than a socket address holds; a monitor that accepts nobody
+        // must not hold this thread.
+        let socket =
+            std::os::unix::net::UnixStream::from(criox_sys::socket::connect_now(path).map_err(failed)?);
         let socket = UnixStream::from_std(socket).map_err(failed)?;
         let (queue, requests) = mpsc::channel(QUEUE);
         let (events, receiver) = mpsc::channel(EVENTS);

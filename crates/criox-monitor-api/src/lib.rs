@@ -10,6 +10,7 @@ pub mod frame;
 /// The messages, as `proto/monitor.proto` defines and explains them.
 pub mod proto {
     #![expect(missing_docs, reason = "generated; the comments stand in the .proto file")]
+    #![allow(rustdoc::invalid_html_tags, reason = "in the .proto file `<pid>` stands for a number")]
     include!(concat!(env!("OUT_DIR"), "/criox.monitor.v1.rs"));
 }
 

@@ -42,7 +42,12 @@ pub(crate) struct Container {
     pub(crate) settling: Option<Instant>,
     /// The output goes to a file.
     pub(crate) logged: bool,
-    /// Bytes that wait for the log writer.
+    /// Records that are gathered for the log writer.
+    pub(crate) pending: Vec<u8>,
+    pub(crate) pending_records: u64,
+    /// A timer will send them.
+    pub(crate) gathering: bool,
+    /// Bytes that the log writer has and has not told to be written.
     pub(crate) queued: usize,
     pub(crate) stdin: Option<OwnedFd>,
     /// The master, for sizes; its output is read through a duplicate.
@@ -71,6 +76,9 @@ impl Container {
             exit: None,
             settling: None,
             logged,
+            pending: Vec::new(),
+            pending_records: 0,
+            gathering: false,
             queued: 0,
             stdin: None,
             terminal: None,
@@ -105,6 +113,7 @@ impl Container {
 /// A run of the OCI runtime.
 pub(crate) struct RuntimeRun {
     pub(crate) process: Pidfd,
+    pub(crate) stderr: Option<OwnedFd>,
     pub(crate) log: PathBuf,
     pub(crate) pid_file: Option<PathBuf>,
     pub(crate) container: u32,

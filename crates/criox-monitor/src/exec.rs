@@ -14,7 +14,7 @@ use criox_sys::process::Pidfd;
 use crate::client::{done, failure, reply as reply_message};
 use crate::container::{Caller, Console, Phase, Purpose, RuntimeRun};
 use crate::monitor::{Monitor, Timer};
-use crate::oci;
+use crate::oci::{self, ExecGroup};
 use crate::runtime_run::{cgroup_in, receive_console};
 use crate::verbs::{not_found, not_started, timeout};
 
@@ -84,7 +84,7 @@ impl Monitor {
         let sequence = self.number();
         let files = ExecFiles::new(&self.args.run_dir, sequence);
         let started = self.start_exec(request, &runtime, &container_id, &cgroup, &files, fds);
-        let (process, console) = started.inspect_err(|_| {
+        let (started, console) = started.inspect_err(|_| {
             files.remove();
             drop(self.cgroups.remove(&cgroup, Duration::ZERO));
         })?;
@@ -93,7 +93,8 @@ impl Monitor {
         }
         let purpose = Purpose::Exec { exec_id: id.clone(), console, process_file: files.process };
         let run = RuntimeRun {
-            process,
+            process: started.process,
+            stderr: started.stderr,
             log: files.log,
             pid_file: Some(files.pid),
             container: number,
@@ -112,15 +113,17 @@ impl Monitor {
         cgroup: &str,
         files: &ExecFiles,
         fds: Vec<OwnedFd>,
-    ) -> Result<(Pidfd, Option<Console>), reply::Result> {
+    ) -> Result<(oci::Started, Option<Console>), reply::Result> {
         let internal =
             |error: io::Error| failure(Kind::Internal, format!("could not prepare the exec: {error}"));
         write_new(&files.process, &request.process).map_err(internal)?;
         let v2 = self.cgroups.is_v2();
         let grouped = self.cgroups.create(cgroup, if v2 { &[] } else { &["freezer"] });
         let name = format!("{}.mount", request.exec_id);
-        let by_hierarchy = oci::names_hierarchy(runtime);
-        let sub_cgroup = if v2 || !by_hierarchy { name } else { format!("freezer:{name}") };
+        let group = match grouped {
+            Ok(()) => ExecGroup::of(runtime, v2, &name),
+            Err(_) => ExecGroup::Moved,
+        };
         let mut args: Vec<&OsStr> = vec![
             "exec".as_ref(),
             "--detach".as_ref(),
@@ -130,11 +133,11 @@ impl Monitor {
             files.process.as_ref(),
         ];
         let mut handle = None;
-        if runtime.exec_cgroup_flag && grouped.is_ok() {
-            args.extend::<[&OsStr; 2]>(["--cgroup".as_ref(), sub_cgroup.as_ref()]);
-            if !v2 && !by_hierarchy {
-                handle = Some(self.v1_groups(cgroup).map_err(internal)?);
-            }
+        if let ExecGroup::Flag(value) | ExecGroup::Inherited(value) = &group {
+            args.extend::<[&OsStr; 2]>(["--cgroup".as_ref(), value.as_ref()]);
+        }
+        if let ExecGroup::Inherited(_) = &group {
+            handle = Some(self.v1_groups(cgroup).map_err(internal)?);
         }
         let mut console = None;
         if request.terminal {
@@ -153,9 +156,11 @@ impl Monitor {
         let mut next = |wanted: bool| if wanted && !request.terminal { given.next() } else { None };
         let stdio = [next(request.stdin), next(request.stdout), next(request.stderr)];
         let borrowed = [0, 1, 2].map(|index: usize| stdio[index].as_ref().unwrap_or(&null).as_fd());
-        let process = oci::start(runtime, &files.log, &args, Some(borrowed), handle.as_ref())
+        // With a terminal none of its streams is the command's.
+        let stdio = (!request.terminal).then_some(borrowed);
+        let started = oci::start(runtime, &files.log, &args, stdio, handle.as_ref())
             .map_err(|error| not_started(&error))?;
-        Ok((process, console))
+        Ok((started, console))
     }
 
     /// The container's groups, but the exec's own in the freezer.

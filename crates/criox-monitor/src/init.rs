@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
-use criox_sys::process::{self, Signal, SpawnSpec};
+use criox_sys::process::{self, Pidfd, Signal, SpawnSpec};
 use rustix::mount::{MountPropagationFlags, OpenTreeFlags, UnmountFlags};
 use rustix::process::DumpableBehavior;
 use rustix::thread::{
@@ -19,42 +19,45 @@ use rustix::thread::{
 
 use criox_monitor_api::proto::StartSandboxProcess;
 
+use crate::side_process::{Line, say};
+
 /// The first argument that makes the program an init.
 pub(crate) const ARGUMENT: &str = "sandbox-init";
 
 /// See mount_setattr(2).
 const MOUNT_ATTR_RDONLY: u64 = 1;
 
-/// Starts it and pins its namespace. Returns its number.
-pub(crate) fn start(request: &StartSandboxProcess) -> Result<i32, String> {
-    let fail = |step: &str, error: io::Error| format!("could not start the sandbox process: {step}: {error}");
-    let binary = read_only_binary().map_err(|e| fail("making its binary read-only", e))?;
+/// Starts the helper that becomes its parent; the pipe tells its steps, and at last the init's number.
+pub(crate) fn start(request: &StartSandboxProcess) -> Result<(Pidfd, OwnedFd), String> {
+    let fail = |step: &str, error: io::Error| format!("{step}: {error}");
+    let binary =
+        read_only(Path::new("/proc/self/exe")).map_err(|e| fail("making its binary read-only", e))?;
     let program = format!("/proc/self/fd/{}", binary.as_raw_fd());
-    let (mut told, tell) = pipe().map_err(|e| fail("making a pipe", e))?;
+    let (told, tell) = pipe().map_err(|e| fail("making a pipe", e))?;
+    rustix::io::ioctl_fionbio(&told, true).map_err(|e| fail("making a pipe", e.into()))?;
     let dirs: Vec<&Path> = request.cgroup_dirs.iter().map(Path::new).collect();
     let cgroup = criox_sys::cgroup::EnterHandle::from_dirs(dirs)
         .map_err(|e| fail("its cgroups", io::Error::other(e)))?;
-    let spawn = || -> io::Result<process::Pidfd> {
+    let spawn = || -> io::Result<Pidfd> {
         let mut spec = SpawnSpec::new(&program)?;
         spec.arg(ARGUMENT)?;
         for path in [&request.user, &request.ipc, &request.network, &request.uts] {
             spec.arg(path)?;
         }
         spec.cgroup(&cgroup).new_session().fd(tell.as_fd(), 1);
-        spec.spawn().map_err(io::Error::other)
+        spec.spawn().map_err(|error| io::Error::other(format!("{error}: {}", error.source)))
     };
-    let first = spawn().map_err(|e| fail("starting it", e))?;
-    drop(tell);
-    let mut text = String::new();
-    io::Read::read_to_string(&mut told, &mut text).map_err(|e| fail("hearing of it", e))?;
-    let _ = first.wait_ended(std::time::Duration::from_secs(5));
-    let _ = first.try_reap();
-    let pid: i32 = text.parse().map_err(|_| fail("entering the namespaces", io::Error::other(text)))?;
+    Ok((spawn().map_err(|e| fail("starting it", e))?, told.into()))
+}
+
+/// Pins the namespace of the init whose number the helper told.
+pub(crate) fn pin(request: &StartSandboxProcess, told: &str) -> Result<i32, String> {
+    let pid: i32 = told.parse().map_err(|_| format!("the helper process tells {told:?} as its number"))?;
     if !request.pid_namespace.is_empty() {
         let source = format!("/proc/{pid}/ns/pid");
         if let Err(error) = rustix::mount::mount_bind(source.as_str(), request.pid_namespace.as_str()) {
-            let _ = process::Pidfd::open(pid).and_then(|init| init.send_signal(9));
-            return Err(fail("pinning its PID namespace", error.into()));
+            let _ = Pidfd::open(pid).and_then(|init| init.send_signal(9));
+            return Err(format!("pinning its PID namespace: {error}"));
         }
     }
     Ok(pid)
@@ -63,33 +66,32 @@ pub(crate) fn start(request: &StartSandboxProcess) -> Result<i32, String> {
 /// What the started binary does: enters the namespaces, forks process 1 into a new PID namespace, and tells its
 /// number on stdout. Returns the exit code.
 pub(crate) fn run(mut args: impl Iterator<Item = OsString>) -> u8 {
-    let mut stdout = io::stdout();
-    match enter(&mut args) {
-        Ok(pid) => u8::from(write!(stdout, "{pid}").and_then(|()| stdout.flush()).is_err()),
-        Err((step, error)) => {
-            let _ = write!(stdout, "{step}: {error}").and_then(|()| stdout.flush());
-            1
-        }
-    }
+    let last = match enter(&mut args) {
+        Ok(pid) => Line::Done(pid.to_string()),
+        Err((step, error)) => Line::Failed(format!("{step}: {error}")),
+    };
+    u8::from(say(io::stdout(), &last).is_err() || matches!(last, Line::Failed(_)))
 }
 
 type Step<T> = Result<T, (&'static str, io::Error)>;
 
 fn enter(args: &mut impl Iterator<Item = OsString>) -> Step<i32> {
     let kinds = [
-        ("user namespace", LinkNameSpaceType::User),
-        ("IPC namespace", LinkNameSpaceType::InterProcessCommunication),
-        ("network namespace", LinkNameSpaceType::Network),
-        ("UTS namespace", LinkNameSpaceType::HostNameAndNISDomainName),
+        ("entering the user namespace", LinkNameSpaceType::User),
+        ("entering the IPC namespace", LinkNameSpaceType::InterProcessCommunication),
+        ("entering the network namespace", LinkNameSpaceType::Network),
+        ("entering the UTS namespace", LinkNameSpaceType::HostNameAndNISDomainName),
     ];
     for (name, kind) in kinds {
         let path = args.next().unwrap_or_default();
         if !path.is_empty() {
+            begin(name)?;
             let file = std::fs::File::open(&path).map_err(|e| (name, e))?;
             move_into_link_name_space(file.as_fd(), Some(kind)).map_err(|e| (name, e.into()))?;
         }
     }
-    let (mut ready, tell) = pipe().map_err(|e| ("pipe", e))?;
+    begin("making process 1 of a PID namespace")?;
+    let (mut ready, tell) = pipe().map_err(|e| ("making a pipe", e))?;
     let child = process::fork_single_threaded(true, || match become_init() {
         Ok(signals) => {
             let _ = (&tell).write_all(b"1");
@@ -97,11 +99,15 @@ fn enter(args: &mut impl Iterator<Item = OsString>) -> Step<i32> {
         }
         Err(_) => 1,
     })
-    .map_err(|e| ("PID namespace", e))?;
+    .map_err(|e| ("making process 1 of a PID namespace", e))?;
     drop(tell);
-    let mut word = [0];
-    io::Read::read_exact(&mut ready, &mut word).map_err(|e| ("process 1", e))?;
+    begin("waiting for process 1")?;
+    io::Read::read_exact(&mut ready, &mut [0]).map_err(|e| ("waiting for process 1", e))?;
     Ok(child.pid())
+}
+
+fn begin(step: &'static str) -> Step<()> {
+    say(io::stdout(), &Line::Step(step.into())).map_err(|e| (step, e))
 }
 
 /// In process 1: nothing of the host stays in its hands.
@@ -123,10 +129,10 @@ fn become_init() -> io::Result<OwnedFd> {
     Ok(signals)
 }
 
-/// A mount of this program's binary that is in no mount table and can't be written through.
-fn read_only_binary() -> io::Result<OwnedFd> {
+/// A mount of a program that is in no mount table and can't be written through.
+pub(crate) fn read_only(program: &Path) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let mount = rustix::mount::open_tree(rustix::fs::CWD, "/proc/self/exe", flags)?;
+    let mount = rustix::mount::open_tree(rustix::fs::CWD, program, flags)?;
     criox_sys::mount::set_attributes(mount.as_fd(), MOUNT_ATTR_RDONLY, 0, false)?;
     Ok(mount)
 }

@@ -1,6 +1,5 @@
 //! Log files and the thread that writes them. Regular files don't poll and a write may wait for a slow or hung
-//! disk: only this thread waits with it. It is started with the first log, so that a monitor that pins
-//! namespaces (and forks for it) has one thread.
+//! disk: only this thread waits with it. It is started with the first log.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -18,6 +17,8 @@ use crate::log::{Splitter, Stream, timestamp};
 const STACK: usize = 64 * 1024;
 /// Answers that are held back for others at most.
 const MAX_ANSWERS: usize = 16;
+/// Bytes that may be written before that is told, where nobody waits for it.
+const MAX_UNTOLD: usize = 128 * 1024;
 
 /// What the thread is asked for.
 pub(crate) enum Job {
@@ -45,9 +46,21 @@ pub(crate) enum Job {
 
 /// What the thread answers.
 pub(crate) enum Done {
-    Opened { log: u32, result: Result<(), String> },
-    Written { log: u32, bytes: usize, dropped: u64 },
-    Reopened { client: u32, request: u64, result: Result<(), String> },
+    Opened {
+        log: u32,
+        result: Result<(), String>,
+    },
+    /// The data's buffer comes back to be used again.
+    Written {
+        log: u32,
+        data: Vec<u8>,
+        dropped: u64,
+    },
+    Reopened {
+        client: u32,
+        request: u64,
+        result: Result<(), String>,
+    },
 }
 
 /// The loop's end. The channels are bounded by what the loop lets wait per log (`stream::MAX_QUEUED`).
@@ -57,14 +70,29 @@ pub(crate) struct LogWriter {
 }
 
 struct Shared {
-    done: Mutex<Vec<Done>>,
+    answers: Mutex<Answers>,
     wake: OwnedFd,
+}
+
+#[derive(Default)]
+struct Answers {
+    done: Vec<Done>,
+    /// Bytes told as written in `done`.
+    bytes: usize,
+    /// Somebody waits for what is written.
+    hurry: bool,
+}
+
+impl Shared {
+    fn answers(&self) -> std::sync::MutexGuard<'_, Answers> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl LogWriter {
     pub(crate) fn new() -> io::Result<Self> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { jobs: None, shared: Arc::new(Shared { done: Mutex::new(Vec::new()), wake }) })
+        Ok(Self { jobs: None, shared: Arc::new(Shared { answers: Mutex::default(), wake }) })
     }
 
     /// Readable when there are answers.
@@ -88,7 +116,17 @@ impl LogWriter {
 
     pub(crate) fn take_done(&self) -> Vec<Done> {
         let _ = rustix::io::read(&self.shared.wake, &mut [0; 8]);
-        std::mem::take(&mut *self.shared.done.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.shared.answers()).done
+    }
+
+    /// From now to the next [`LogWriter::take_done`] what is written is told at once. Otherwise it may be told when
+    /// some more is written: nobody waits for it.
+    pub(crate) fn hurry(&self) {
+        let mut answers = self.shared.answers();
+        answers.hurry = true;
+        if !answers.done.is_empty() {
+            let _ = rustix::io::write(&self.shared.wake, &1_u64.to_ne_bytes());
+        }
     }
 }
 
@@ -102,10 +140,25 @@ fn run(jobs: &Receiver<Job>, shared: &Shared) {
             all.extend(work(&mut files, job));
             next = if all.len() < MAX_ANSWERS { jobs.try_recv().ok() } else { None };
         }
-        if !all.is_empty() {
-            shared.done.lock().unwrap_or_else(PoisonError::into_inner).append(&mut all);
-            let _ = rustix::io::write(&shared.wake, &1_u64.to_ne_bytes());
+        tell(shared, &mut all);
+    }
+}
+
+fn tell(shared: &Shared, all: &mut Vec<Done>) {
+    let mut awaited = false;
+    let mut bytes = 0;
+    for done in &*all {
+        match done {
+            Done::Written { data, .. } => bytes += data.len(),
+            Done::Opened { .. } | Done::Reopened { .. } => awaited = true,
         }
+    }
+    let mut answers = shared.answers();
+    answers.done.append(all);
+    answers.bytes += bytes;
+    if awaited || (!answers.done.is_empty() && (answers.hurry || answers.bytes >= MAX_UNTOLD)) {
+        drop(answers);
+        let _ = rustix::io::write(&shared.wake, &1_u64.to_ne_bytes());
     }
 }
 
@@ -117,7 +170,7 @@ fn work(files: &mut BTreeMap<u32, LogFile>, job: Job) -> Option<Done> {
         }
         Job::Write { log, data, records } => {
             let dropped = files.get_mut(&log).map_or(records, |file| file.write(&data, records));
-            Some(Done::Written { log, bytes: data.len(), dropped })
+            Some(Done::Written { log, data, dropped })
         }
         Job::Reopen { log, client, request } => {
             let result = files.get_mut(&log).map_or_else(|| Err("the log is closed".into()), LogFile::reopen);

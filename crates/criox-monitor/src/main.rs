@@ -16,7 +16,9 @@ mod monitor;
 mod namespaces;
 mod oci;
 mod oom;
+mod output;
 mod runtime_run;
+mod side_process;
 mod stream;
 mod verbs;
 
@@ -27,8 +29,10 @@ use criox_sys::process;
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1).peekable();
-    if args.peek().is_some_and(|first| first == init::ARGUMENT) {
-        return ExitCode::from(init::run(args.skip(1)));
+    match args.peek() {
+        Some(first) if first == init::ARGUMENT => return ExitCode::from(init::run(args.skip(1))),
+        Some(first) if first == namespaces::ARGUMENT => return ExitCode::from(namespaces::run()),
+        _ => {}
     }
     let args = match args::parse(args) {
         Ok(args) => args,

@@ -17,16 +17,12 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use crate::args::Args;
 use crate::client::{Client, Events, reply as reply_message};
 use crate::container::{Caller, Container, RuntimeRun};
-use crate::log::timestamp;
-use crate::log_writer::{Done, Job, LogWriter};
-use crate::stream::{BATCH, MAX_QUEUED, Output, READ_SIZE};
+use crate::log_writer::LogWriter;
+use crate::side_process::Helper;
+use crate::stream::Output;
+use crate::tell;
 use crate::verbs::WaitingCreate;
-use crate::{clock, tell};
 
-/// How long an unfinished line waits for its rest before it is written as a partial record.
-const HOLD_LINE: Duration = Duration::from_millis(250);
-/// How long the read buffer is kept.
-const KEEP_SCRATCH: Duration = Duration::from_millis(200);
 /// Ended processes that a runtime's PID file may still name.
 const MAX_STRAYS: usize = 256;
 /// How long the listener rests after a failed accept (no descriptors left).
@@ -34,13 +30,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a descriptor in the epoll set is; the number in the low half says which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Source {
+pub(crate) enum Source {
     Listener,
     Child,
     LogWriter,
     Client(u32),
     Output(u32),
     Oom(u32),
+    Helper(u32),
 }
 
 impl Source {
@@ -52,6 +49,7 @@ impl Source {
             Self::Client(number) => (3, number),
             Self::Output(number) => (4, number),
             Self::Oom(number) => (5, number),
+            Self::Helper(number) => (6, number),
         };
         EventData::new_u64(kind << 32 | u64::from(number))
     }
@@ -64,7 +62,8 @@ impl Source {
             2 => Self::LogWriter,
             3 => Self::Client(number),
             4 => Self::Output(number),
-            _ => Self::Oom(number),
+            5 => Self::Oom(number),
+            _ => Self::Helper(number),
         }
     }
 }
@@ -74,7 +73,9 @@ impl Source {
 pub(crate) enum Timer {
     Accept,
     Line(u32),
+    Flush(u32),
     Runtime(i32),
+    Helper(u32),
     Exec(u32, String),
     Settle(u32),
     Linger(u32),
@@ -88,7 +89,8 @@ pub(crate) struct Monitor {
     pub(crate) containers: BTreeMap<u32, Container>,
     pub(crate) outputs: BTreeMap<u32, Output>,
     pub(crate) runtimes: BTreeMap<i32, RuntimeRun>,
-    /// Ended processes that nobody knew, while a runtime ran that may name one in its PID file.
+    pub(crate) helpers: BTreeMap<u32, Helper>,
+    /// Ended processes that nobody knew, while a runtime or helper ran that may yet name one.
     pub(crate) strays: BTreeMap<i32, i32>,
     /// Creations that wait for their log file.
     pub(crate) creates: BTreeMap<u32, WaitingCreate>,
@@ -98,8 +100,10 @@ pub(crate) struct Monitor {
     pub(crate) ends: bool,
     /// 0: none.
     pub(crate) sandbox_process: i32,
-    /// What output is read into; given back now and then, for most containers are silent most of the time.
-    scratch: Vec<u8>,
+    /// What output is read into, and what was written from; given back now and then, for most containers are silent
+    /// most of the time.
+    pub(crate) scratch: Vec<u8>,
+    pub(crate) spare: Vec<Vec<u8>>,
     clients: BTreeMap<u32, Client>,
     timers: BinaryHeap<Reverse<(Instant, Timer)>>,
     epoll: OwnedFd,
@@ -121,6 +125,7 @@ impl Monitor {
             containers: BTreeMap::new(),
             outputs: BTreeMap::new(),
             runtimes: BTreeMap::new(),
+            helpers: BTreeMap::new(),
             strays: BTreeMap::new(),
             creates: BTreeMap::new(),
             writer: LogWriter::new()?,
@@ -129,6 +134,7 @@ impl Monitor {
             ends: false,
             sandbox_process: 0,
             scratch: Vec::new(),
+            spare: Vec::new(),
             clients: BTreeMap::new(),
             timers: BinaryHeap::new(),
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
@@ -178,8 +184,13 @@ impl Monitor {
         self.at(Instant::now() + wait, timer);
     }
 
-    fn watch(&self, fd: impl AsFd, source: Source, flags: EventFlags) -> io::Result<()> {
+    pub(crate) fn watch(&self, fd: impl AsFd, source: Source, flags: EventFlags) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, fd, source.data(), flags)?)
+    }
+
+    /// Changes what is waited for.
+    pub(crate) fn rewatch(&self, fd: impl AsFd, source: Source, flags: EventFlags) {
+        let _ = epoll::modify(&self.epoll, fd, source.data(), flags);
     }
 
     pub(crate) fn watch_oom(&self, number: u32) {
@@ -193,13 +204,15 @@ impl Monitor {
         }
     }
 
-    /// Begins to read a container's output.
-    pub(crate) fn add_output(&mut self, output: Output) -> io::Result<()> {
-        rustix::fs::fcntl_setfl(&output.fd, rustix::fs::OFlags::NONBLOCK)?;
+    pub(crate) fn add_helper(&mut self, helper: Helper) -> io::Result<u32> {
         let number = self.number();
-        self.watch(&output.fd, Source::Output(number), EventFlags::IN)?;
-        self.outputs.insert(number, output);
-        Ok(())
+        self.watch(&helper.line, Source::Helper(number), EventFlags::IN)?;
+        self.helpers.insert(number, helper);
+        Ok(number)
+    }
+
+    pub(crate) fn unwatch(&self, fd: impl AsFd) {
+        let _ = epoll::delete(&self.epoll, fd);
     }
 
     fn next_timeout(&self) -> Option<rustix::event::Timespec> {
@@ -217,12 +230,14 @@ impl Monitor {
             match timer {
                 Timer::Accept => drop(self.watch(&self.listener, Source::Listener, EventFlags::IN)),
                 Timer::Line(number) => self.release_line(number),
+                Timer::Flush(number) => self.flush_log(number),
                 Timer::Runtime(pid) => self.runtime_late(pid),
+                Timer::Helper(number) => self.helper_late(number),
                 Timer::Exec(container, exec_id) => self.look_at_exec(container, &exec_id),
                 Timer::Settle(number) => self.settle(number),
                 Timer::Linger(number) => self.remove_lingering(number),
                 Timer::Delete(number) => self.deleted(number, None),
-                Timer::Scratch => self.scratch = Vec::new(),
+                Timer::Scratch => self.shrink(),
             }
         }
     }
@@ -235,6 +250,7 @@ impl Monitor {
             Source::Client(number) => self.client_ready(number, flags),
             Source::Output(number) => self.read_output(number),
             Source::Oom(number) => self.look_for_oom(number, flags),
+            Source::Helper(number) => self.hear(number),
         }
     }
 
@@ -293,7 +309,7 @@ impl Monitor {
     fn rearm(&self, number: u32) {
         let Some(client) = self.clients.get(&number) else { return };
         let flags = if client.waits { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
-        let _ = epoll::modify(&self.epoll, &client.socket, Source::Client(number).data(), flags);
+        self.rewatch(&client.socket, Source::Client(number), flags);
     }
 
     pub(crate) fn client(&mut self, number: u32) -> Option<&mut Client> {
@@ -307,6 +323,10 @@ impl Monitor {
     pub(crate) fn send(&mut self, number: u32, kind: message::Kind, fds: Vec<OwnedFd>) {
         let Some(client) = self.clients.get_mut(&number) else { return };
         match client.send(kind, fds) {
+            Ok(()) if client.lags() => {
+                tell("connection closed: its client does not read what it is sent");
+                self.clients.remove(&number);
+            }
             Ok(()) => self.rearm(number),
             Err(error) => {
                 tell(&format!("connection closed: {error}"));
@@ -343,15 +363,19 @@ impl Monitor {
             } else if let Some((number, exec_id)) = self.exec_of(pid) {
                 self.exec_ended(number, &exec_id, status.code());
             } else if pid == self.sandbox_process {
-                self.sandbox_process = 0;
-                self.publish(event::Kind::SandboxProcessExited(proto::SandboxProcessExited { pid }));
-            } else if !self.runtimes.is_empty() && self.strays.len() < MAX_STRAYS {
+                self.sandbox_process_ended();
+            } else if self.names_come() && self.strays.len() < MAX_STRAYS {
                 self.strays.insert(pid, status.code());
             }
-            if self.runtimes.is_empty() {
+            if !self.names_come() {
                 self.strays.clear();
             }
         }
+    }
+
+    /// Whether somebody is at work who may name a process that has ended already.
+    fn names_come(&self) -> bool {
+        !self.runtimes.is_empty() || !self.helpers.is_empty()
     }
 
     fn container_of(&self, pid: i32) -> Option<u32> {
@@ -392,166 +416,6 @@ impl Monitor {
                 false
             }
             Err(_) => true,
-        }
-    }
-
-    /// One read, so that a busy container leaves the others their turns.
-    fn read_output(&mut self, number: u32) {
-        if self.outputs.get(&number).is_none_or(|output| output.paused) {
-            return;
-        }
-        let mut buffer = std::mem::take(&mut self.scratch);
-        if buffer.capacity() == 0 {
-            buffer.reserve_exact(READ_SIZE);
-            self.after(KEEP_SCRATCH, Timer::Scratch);
-        }
-        self.read_once(number, &mut buffer);
-        self.scratch = buffer;
-    }
-
-    /// True if something came. The buffer's memory is touched only as far as bytes come.
-    fn read_once(&mut self, number: u32, buffer: &mut Vec<u8>) -> bool {
-        buffer.clear();
-        let Some(output) = self.outputs.get_mut(&number) else { return false };
-        match rustix::io::read(&output.fd, rustix::buffer::spare_capacity(buffer)) {
-            Ok(0) | Err(rustix::io::Errno::IO) => {
-                self.end_output(number);
-                false
-            }
-            Ok(length) => {
-                self.log(number, &buffer[..length]);
-                true
-            }
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => false,
-            Err(_) => {
-                self.end_output(number);
-                false
-            }
-        }
-    }
-
-    fn log(&mut self, number: u32, bytes: &[u8]) {
-        let Some(output) = self.outputs.get_mut(&number) else { return };
-        let container = output.container;
-        if !self.containers.get(&container).is_some_and(|container| container.logged) {
-            return;
-        }
-        let time = timestamp(clock::now());
-        let mut batches = Vec::new();
-        let (mut out, mut records) = (Vec::with_capacity(bytes.len() + bytes.len() / 2), 0);
-        for part in bytes.chunks(READ_SIZE / 4) {
-            records += output.splitter.feed(part, &time, &mut out);
-            if out.len() >= BATCH && !out.is_empty() {
-                batches.push((std::mem::take(&mut out), std::mem::take(&mut records)));
-            }
-        }
-        batches.push((out, records));
-        output.fed = Instant::now();
-        let starts_timer = output.splitter.holds() && !output.timed;
-        output.timed |= starts_timer;
-        if starts_timer {
-            self.after(HOLD_LINE, Timer::Line(number));
-        }
-        for (data, records) in batches {
-            self.write_log(container, data, records);
-        }
-    }
-
-    fn write_log(&mut self, container: u32, data: Vec<u8>, records: u64) {
-        if data.is_empty() {
-            return;
-        }
-        let length = data.len();
-        if let Err(error) = self.writer.send(Job::Write { log: container, data, records }) {
-            self.dropped += records;
-            return tell(&format!("log lines were lost: {error}"));
-        }
-        let Some(owner) = self.containers.get_mut(&container) else { return };
-        owner.queued += length;
-        if owner.queued > MAX_QUEUED {
-            self.pause_outputs(container, true);
-        }
-    }
-
-    fn pause_outputs(&mut self, container: u32, pause: bool) {
-        let flags = if pause { EventFlags::empty() } else { EventFlags::IN };
-        for (number, output) in self.outputs.iter_mut().filter(|(_, o)| o.container == container) {
-            if output.paused != pause {
-                output.paused = pause;
-                let _ = epoll::modify(&self.epoll, &output.fd, Source::Output(*number).data(), flags);
-            }
-        }
-    }
-
-    fn release_line(&mut self, number: u32) {
-        let Some(output) = self.outputs.get_mut(&number) else { return };
-        // The timer was set for an earlier line if bytes have come since.
-        if output.paused || output.fed.elapsed() < HOLD_LINE {
-            // Its rest may wait in the pipe.
-            return self.after(HOLD_LINE, Timer::Line(number));
-        }
-        // A stalled loop must not cut a line whose rest is there.
-        if self.read_once(number, &mut Vec::with_capacity(READ_SIZE)) {
-            return self.after(HOLD_LINE, Timer::Line(number));
-        }
-        let Some(output) = self.outputs.get_mut(&number) else { return };
-        output.timed = false;
-        let container = output.container;
-        let mut out = Vec::new();
-        let records = output.splitter.release(&timestamp(clock::now()), &mut out);
-        self.write_log(container, out, records);
-    }
-
-    fn end_output(&mut self, number: u32) {
-        let Some(mut output) = self.outputs.remove(&number) else { return };
-        let _ = epoll::delete(&self.epoll, &output.fd);
-        let mut out = Vec::new();
-        let records = output.splitter.finish(&timestamp(clock::now()), &mut out);
-        if self.containers.get(&output.container).is_some_and(|container| container.logged) {
-            self.write_log(output.container, out, records);
-        }
-        self.settle(output.container);
-    }
-
-    /// Reads what an ended container left in its pipes, without waiting for other holders of them.
-    pub(crate) fn drain_outputs(&mut self, container: u32, end: bool) {
-        let numbers = self.outputs_of(container);
-        let mut buffer = Vec::with_capacity(READ_SIZE);
-        for number in numbers {
-            // At most what a pipe can hold (1 MiB), for others may go on writing.
-            for _ in 0..(1 << 20) / READ_SIZE {
-                if self.outputs.get(&number).is_none_or(|output| output.paused)
-                    || !self.read_once(number, &mut buffer)
-                {
-                    break;
-                }
-            }
-            // One that waits for the log writer is read on when that has caught up.
-            if end && self.outputs.get(&number).is_some_and(|output| !output.paused) {
-                self.end_output(number);
-            }
-        }
-    }
-
-    pub(crate) fn outputs_of(&self, container: u32) -> Vec<u32> {
-        self.outputs.iter().filter(|(_, o)| o.container == container).map(|(number, _)| *number).collect()
-    }
-
-    fn log_written(&mut self) {
-        for done in self.writer.take_done() {
-            match done {
-                Done::Opened { log, result } => self.log_opened(log, result),
-                Done::Written { log, bytes, dropped } => {
-                    self.dropped += dropped;
-                    let Some(container) = self.containers.get_mut(&log) else { continue };
-                    container.queued = container.queued.saturating_sub(bytes);
-                    if container.queued < MAX_QUEUED / 2 {
-                        self.pause_outputs(log, false);
-                    }
-                    self.settle(log);
-                }
-                Done::Reopened { client, request, result } => self.log_reopened(client, request, result),
-            }
         }
     }
 }

@@ -1,114 +1,130 @@
-//! Pinned namespaces: made by a forked child, kept alive by bind mounts of its nsfs files.
+//! Pinned namespaces: made by a helper process, kept alive by bind mounts of its nsfs files.
+//!
+//! The helper is this program under another first argument. It reads its orders from a socket, tells its steps
+//! there, and lives until the other end is closed: by then its namespaces are pinned.
 
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
+use criox_monitor_api::frame::{FrameReader, encode};
 use criox_monitor_api::proto::{IdMap, PinNamespaces};
-use criox_sys::process;
+use criox_sys::process::{self, Pidfd, SpawnSpec};
+use criox_sys::socket;
 use rustix::thread::UnshareFlags;
 
-/// The child's work is a few system calls; more time means that one of them hangs.
-const TIMEOUT: Duration = Duration::from_secs(10);
+use crate::side_process::{Line, say};
 
-/// Makes and pins what is asked for. The error names the step.
-pub(crate) fn pin(request: &PinNamespaces) -> Result<(), String> {
-    let fail = |step: &str, error: io::Error| format!("could not pin namespaces: {step}: {error}");
-    // The child tells "made" (or an error) and then waits for the end of `go`.
-    let (mut from_child, to_parent) = pipe().map_err(|e| fail("making a pipe", e))?;
-    let (from_parent, go) = pipe().map_err(|e| fail("making a pipe", e))?;
-    let go = std::cell::Cell::new(Some(go));
-    let child = process::fork_single_threaded(false, || {
-        // The child's copy, or it would never see the end.
-        drop(go.take());
-        let result = child(request, from_parent, &to_parent);
-        let Err((step, error)) = result else { return 0 };
-        let _ = (&to_parent).write_all(format!("E{step}: {error}").as_bytes());
-        1
-    })
-    .map_err(|e| fail("making the helper process", e))?;
-    drop(to_parent);
-    let result = match go.take() {
-        Some(mut go) => guide(request, &child, &mut from_child, &mut go),
-        None => Err(("making a pipe".into(), io::ErrorKind::BrokenPipe.into())),
+/// The first argument that makes the program a maker of namespaces.
+pub(crate) const ARGUMENT: &str = "make-namespaces";
+
+/// Starts the helper; the socket tells its steps.
+pub(crate) fn start(request: &PinNamespaces) -> Result<(Pidfd, OwnedFd), String> {
+    let fail = |error: &dyn std::fmt::Display| format!("starting the helper process: {error}");
+    let (ours, theirs) = socket::pair().map_err(|e| fail(&e))?;
+    let mut orders = Vec::new();
+    encode(request, &mut orders).map_err(|e| fail(&e))?;
+    rustix::io::ioctl_fionbio(&ours, true).map_err(|e| fail(&e))?;
+    // Far below what a socket takes at once, unless somebody sends sysctls by the thousand.
+    match rustix::io::write(&ours, &orders) {
+        Ok(length) if length == orders.len() => {}
+        _ => return Err(fail(&"the request is too long")),
+    }
+    let spawn = || -> io::Result<Pidfd> {
+        let mut spec = SpawnSpec::new("/proc/self/exe")?;
+        spec.arg(ARGUMENT)?.fd(theirs.as_fd(), 0).new_session();
+        spec.spawn().map_err(|error| io::Error::other(format!("{error}: {}", error.source)))
     };
-    let ended = child.wait_ended(TIMEOUT).unwrap_or(false);
-    if !ended {
-        let _ = child.send_signal(9);
-        let _ = child.wait_ended(TIMEOUT);
-    }
-    let _ = child.try_reap();
-    result.map_err(|(step, error)| fail(&step, error))
+    Ok((spawn().map_err(|e| fail(&e))?, ours))
 }
 
-type Step<T> = Result<T, (String, io::Error)>;
-
-fn at<T>(step: impl Into<String>, result: io::Result<T>) -> Step<T> {
-    result.map_err(|error| (step.into(), error))
+/// Gives the helper's user namespace its mappings, and lets it go on.
+pub(crate) fn map_users(request: &PinNamespaces, helper: i32, line: &OwnedFd) -> Result<(), String> {
+    let proc = PathBuf::from(format!("/proc/{helper}"));
+    for (name, map) in [("uid_map", &request.uid_map), ("gid_map", &request.gid_map)] {
+        let path = proc.join(name);
+        let file = std::fs::OpenOptions::new().write(true).open(&path);
+        file.and_then(|mut file| file.write_all(map_text(map).as_bytes()))
+            .map_err(|error| format!("writing {}: {error}", path.display()))?;
+    }
+    rustix::io::write(line, b"G").map_err(|error| format!("releasing the helper process: {error}"))?;
+    Ok(())
 }
 
-/// The parent's side: user mappings when asked for, then the pins.
-fn guide(
-    request: &PinNamespaces,
-    child: &process::Pidfd,
-    from_child: &mut std::fs::File,
-    go: &mut std::fs::File,
-) -> Step<()> {
-    let proc = PathBuf::from(format!("/proc/{}", child.pid()));
-    if !request.user.is_empty() {
-        expect(from_child, b'U')?;
-        write_map(&proc.join("uid_map"), &request.uid_map)?;
-        write_map(&proc.join("gid_map"), &request.gid_map)?;
-        at("releasing the helper process", go.write_all(b"G"))?;
-    }
-    expect(from_child, b'M')?;
+fn map_text(map: &[IdMap]) -> String {
+    map.iter().map(|m| format!("{} {} {}\n", m.container_id, m.host_id, m.length)).collect()
+}
+
+/// Pins the namespaces of the helper, which has made them.
+pub(crate) fn pin(request: &PinNamespaces, helper: i32) -> Result<(), String> {
+    let namespaces = PathBuf::from(format!("/proc/{helper}/ns"));
     let pins =
         [("user", &request.user), ("net", &request.network), ("ipc", &request.ipc), ("uts", &request.uts)];
     let wanted: Vec<_> = pins.into_iter().filter(|(_, path)| !path.is_empty()).collect();
     for (index, (kind, path)) in wanted.iter().enumerate() {
-        let source = proc.join("ns").join(kind);
-        if let Err(error) = rustix::mount::mount_bind(&source, Path::new(path)) {
+        if let Err(error) = rustix::mount::mount_bind(namespaces.join(kind), Path::new(path)) {
             for (_, done) in &wanted[..index] {
                 let _ = rustix::mount::unmount(done.as_str(), rustix::mount::UnmountFlags::DETACH);
             }
-            return Err((format!("mounting the {kind} namespace on {path}"), error.into()));
+            return Err(format!("mounting the {kind} namespace on {path}: {error}"));
         }
     }
     Ok(())
 }
 
-fn expect(from_child: &mut std::fs::File, word: u8) -> Step<()> {
-    let mut first = [0];
-    at("waiting for the helper process", from_child.read_exact(&mut first))?;
-    if first[0] == word {
-        return Ok(());
+/// What the helper does. Returns the exit code.
+pub(crate) fn run() -> u8 {
+    let Ok(socket) = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3) else { return 1 };
+    let line = std::fs::File::from(socket);
+    let result = read_orders(&line).and_then(|request| make(&request, &line));
+    let last = match result {
+        Ok(()) => Line::Done(String::new()),
+        Err(error) => Line::Failed(error),
+    };
+    if say(&line, &last).is_err() {
+        return 1;
     }
-    let mut text = String::new();
-    let _ = from_child.read_to_string(&mut text);
-    Err(("helper process".into(), io::Error::other(text)))
+    // The namespaces must live until they are pinned.
+    let _ = (&mut &line).read(&mut [0]);
+    u8::from(last != Line::Done(String::new()))
 }
 
-fn write_map(path: &Path, map: &[IdMap]) -> Step<()> {
-    let lines: String =
-        map.iter().map(|m| format!("{} {} {}\n", m.container_id, m.host_id, m.length)).collect();
-    let file = std::fs::OpenOptions::new().write(true).open(path);
-    at(format!("writing {}", path.display()), file.and_then(|mut f| f.write_all(lines.as_bytes())))
+fn read_orders(line: &std::fs::File) -> Result<PinNamespaces, String> {
+    let mut reader = FrameReader::new();
+    loop {
+        if let Some(request) = reader.next().map_err(|error| error.to_string())? {
+            return Ok(request);
+        }
+        match reader.read_from(line) {
+            Ok(0) => return Err("the monitor has gone".into()),
+            Ok(_) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
 }
 
-fn child(request: &PinNamespaces, mut go: std::fs::File, tell: &std::fs::File) -> Step<()> {
+/// Tells a step, and does it.
+fn step(
+    line: &std::fs::File,
+    name: impl Into<String>,
+    work: impl FnOnce() -> io::Result<()>,
+) -> Result<(), String> {
+    let name = name.into();
+    say(line, &Line::Step(name.clone())).map_err(|error| error.to_string())?;
+    work().map_err(|error| format!("{name}: {error}"))
+}
+
+fn make(request: &PinNamespaces, line: &std::fs::File) -> Result<(), String> {
     if !request.user.is_empty() {
-        unshare("user", UnshareFlags::NEWUSER)?;
-        at("telling", (&mut &*tell).write_all(b"U"))?;
-        at("waiting for the user mapping", go.read_exact(&mut [0]))?;
-        at(
-            "becoming root of the user namespace",
-            rustix::thread::set_thread_gid(rustix::process::Gid::ROOT).map_err(Into::into),
-        )?;
-        at(
-            "becoming root of the user namespace",
-            rustix::thread::set_thread_uid(rustix::process::Uid::ROOT).map_err(Into::into),
-        )?;
+        step(line, "making the user namespace", || process::unshare(UnshareFlags::NEWUSER))?;
+        step(line, "waiting for the user mappings", || {
+            say(line, &Line::User)?;
+            (&mut &*line).read_exact(&mut [0])
+        })?;
+        step(line, "becoming root of the user namespace", || {
+            rustix::thread::set_thread_gid(rustix::process::Gid::ROOT)?;
+            Ok(rustix::thread::set_thread_uid(rustix::process::Uid::ROOT)?)
+        })?;
     }
     for (kind, path, flag) in [
         ("network", &request.network, UnshareFlags::NEWNET),
@@ -116,40 +132,27 @@ fn child(request: &PinNamespaces, mut go: std::fs::File, tell: &std::fs::File) -
         ("UTS", &request.uts, UnshareFlags::NEWUTS),
     ] {
         if !path.is_empty() {
-            unshare(kind, flag)?;
+            step(line, format!("making the {kind} namespace"), || process::unshare(flag))?;
         }
     }
     if !request.uts.is_empty() && !request.hostname.is_empty() {
-        at(
-            "setting the host name",
-            rustix::system::sethostname(request.hostname.as_bytes()).map_err(Into::into),
-        )?;
+        step(line, "setting the host name", || {
+            Ok(rustix::system::sethostname(request.hostname.as_bytes())?)
+        })?;
     }
     if !request.network.is_empty() && request.loopback_up {
-        at("taking lo up", criox_sys::netns::loopback_up_here())?;
+        step(line, "taking lo up", criox_sys::netns::loopback_up_here)?;
     }
     for (key, value) in &request.sysctls {
-        write_sysctl(key, value)?;
+        step(line, format!("setting sysctl {key}"), || write_sysctl(key, value))?;
     }
-    at("telling", (&mut &*tell).write_all(b"M"))?;
-    // The namespaces must live until they are pinned.
-    let _ = go.read(&mut [0]);
     Ok(())
 }
 
-fn write_sysctl(key: &str, value: &str) -> Step<()> {
+fn write_sysctl(key: &str, value: &str) -> io::Result<()> {
     if key.starts_with('/') || key.split('/').any(|part| matches!(part, "" | "." | "..")) {
-        return Err((format!("sysctl {key}"), io::ErrorKind::InvalidInput.into()));
+        return Err(io::ErrorKind::InvalidInput.into());
     }
-    let file = std::fs::OpenOptions::new().write(true).open(Path::new("/proc/sys").join(key));
-    at(format!("setting sysctl {key}"), file.and_then(|mut f| f.write_all(value.as_bytes())))
-}
-
-fn unshare(kind: &str, flags: UnshareFlags) -> Step<()> {
-    at(format!("making the {kind} namespace"), process::unshare(flags))
-}
-
-fn pipe() -> io::Result<(std::fs::File, std::fs::File)> {
-    let (read, write): (OwnedFd, OwnedFd) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    Ok((read.into(), write.into()))
+    let mut file = std::fs::OpenOptions::new().write(true).open(Path::new("/proc/sys").join(key))?;
+    file.write_all(value.as_bytes())
 }

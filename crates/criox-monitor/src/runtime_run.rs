@@ -38,6 +38,11 @@ impl Monitor {
     pub(crate) fn runtime_ended(&mut self, run: RuntimeRun, status: ExitStatus) {
         let pid = run.pid_file.as_ref().and_then(oci::take_pid);
         let error = oci::take_error(&run.log);
+        // Nothing of the container runs yet when its creation fails: what its pipe holds is the runtime's.
+        let stderr = run.stderr.as_ref().or(match &run.purpose {
+            Purpose::Create { pipes, .. } => pipes.last().map(|(fd, _)| fd),
+            _ => None,
+        });
         let result = match status {
             _ if run.timed_out => {
                 Err(failure(Kind::RuntimeTimeout, "the OCI runtime did not end in time and was killed"))
@@ -45,7 +50,8 @@ impl Monitor {
             ExitStatus::Code(0) => Ok(pid),
             _ => {
                 let text = error
-                    .unwrap_or_else(|| format!("the OCI runtime failed ({status:?}) and logged no error"));
+                    .or_else(|| stderr.and_then(oci::said))
+                    .unwrap_or_else(|| format!("the OCI runtime failed ({status:?}) and told no error"));
                 Err(failure(Kind::Runtime, text))
             }
         };
@@ -181,8 +187,11 @@ impl Monitor {
         }
         let clean = self.outputs_of(number).is_empty();
         let Some(container) = self.containers.get_mut(&number) else { return };
-        if container.settling.is_none() || ((!clean || container.queued > 0) && Instant::now() < until) {
+        if container.settling.is_none() {
             return;
+        }
+        if (!clean || container.queued > 0) && Instant::now() < until {
+            return self.writer.hurry();
         }
         container.settling = None;
         container.phase = Phase::Exited;

@@ -16,7 +16,7 @@ use crate::container::{Caller, Container, Phase, Purpose, RuntimeRun};
 use crate::log::Stream;
 use crate::log_writer::Job;
 use crate::monitor::{Monitor, Timer};
-use crate::{exits, init, namespaces, oci};
+use crate::{exits, oci};
 
 /// Where the daemon sets none.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -64,6 +64,8 @@ impl Monitor {
                     failure(Kind::Unsupported, "attach is not in this version of the monitor"),
                 );
             }
+            Verb::PinNamespaces(request) => self.pin(caller, request),
+            Verb::StartSandboxProcess(request) if request.kind == 1 => self.start_init(caller, request),
             Verb::Subscribe(subscribe) => self.subscribe(caller, subscribe.after),
             Verb::Create(create) => self.create(caller, create),
             Verb::Start(start) => self.start(caller, &start),
@@ -80,14 +82,14 @@ impl Monitor {
     /// Verbs that are done when this returns.
     fn at_once(&mut self, verb: Verb) -> reply::Result {
         match verb {
-            Verb::PinNamespaces(request) => {
-                namespaces::pin(&request).map_or_else(|error| failure(Kind::Internal, error), |()| done())
-            }
             Verb::StartSandboxProcess(request) if request.kind == 0 => done(),
-            Verb::StartSandboxProcess(request) if request.kind == 1 => self.start_init(&request),
             Verb::Signal(signal) => self.signal(&signal),
             Verb::EndExec(end) => self.end_exec(&end),
-            Verb::List(_) => self.list(),
+            Verb::List(_) => {
+                // Losses may not have been told yet.
+                self.log_written();
+                self.list()
+            }
             Verb::Resize(resize) => self.resize(&resize),
             Verb::CloseStdin(close) => match self.find(&close.container_id) {
                 Some(number) => {
@@ -98,19 +100,6 @@ impl Monitor {
             },
             Verb::Shutdown(_) => self.shutdown(),
             _ => failure(Kind::Unsupported, "the verb is not in this version of the monitor"),
-        }
-    }
-
-    fn start_init(&mut self, request: &proto::StartSandboxProcess) -> reply::Result {
-        if self.sandbox_process != 0 {
-            return failure(Kind::WrongState, "the sandbox process is there already");
-        }
-        match init::start(request) {
-            Ok(pid) => {
-                self.sandbox_process = pid;
-                reply::Result::SandboxProcess(proto::SandboxProcessReply { pid })
-            }
-            Err(error) => failure(Kind::Internal, error),
         }
     }
 
@@ -304,12 +293,15 @@ impl Monitor {
         let [stdin, stdout, stderr] = stdio;
         let stdio = [stdin.map_err(internal)?, stdout.map_err(internal)?, stderr.map_err(internal)?];
         let borrowed = [stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()];
-        let process = oci::start(&runtime, &log, &args, Some(borrowed), None).map_err(|e| not_started(&e))?;
+        // With a terminal none of its streams is the container's.
+        let stdio = (!request.terminal).then_some(borrowed);
+        let started = oci::start(&runtime, &log, &args, stdio, None).map_err(|e| not_started(&e))?;
         let purpose =
             Purpose::Create { caller, pipes, console: listener.map(|listener| (listener, console)) };
         self.follow(
             RuntimeRun {
-                process,
+                process: started.process,
+                stderr: started.stderr,
                 log,
                 pid_file: Some(pid_file),
                 container: number,
@@ -351,9 +343,10 @@ impl Monitor {
         let started =
             oci::start(&container.runtime, &log, &["start".as_ref(), container.id.as_ref()], None, None);
         match started {
-            Ok(process) => self.follow(
+            Ok(started) => self.follow(
                 RuntimeRun {
-                    process,
+                    process: started.process,
+                    stderr: started.stderr,
                     log,
                     pid_file: None,
                     container: number,
@@ -395,9 +388,10 @@ impl Monitor {
     ) -> Result<(), reply::Result> {
         let log = self.args.run_dir.join(format!("delete-{number}.log"));
         let args: [&OsStr; 3] = ["delete".as_ref(), "--force".as_ref(), id.as_ref()];
-        let process = oci::start(runtime, &log, &args, None, None).map_err(|error| not_started(&error))?;
+        let started = oci::start(runtime, &log, &args, None, None).map_err(|error| not_started(&error))?;
+        let oci::Started { process, stderr } = started;
         self.follow(
-            RuntimeRun { process, log, pid_file: None, container: number, purpose, timed_out: false },
+            RuntimeRun { process, stderr, log, pid_file: None, container: number, purpose, timed_out: false },
             limit,
         );
         Ok(())
@@ -408,6 +402,7 @@ impl Monitor {
         if self.containers.get(&number).is_none_or(|c| !c.logged || c.phase == Phase::Exited) {
             return self.answer(caller, failure(Kind::WrongState, format!("container {id} writes no log")));
         }
+        self.send_pending(number);
         let job = Job::Reopen { log: number, client: caller.client, request: caller.request };
         if let Err(error) = self.writer.send(job) {
             self.answer(caller, failure(Kind::Internal, error.to_string()));
@@ -424,6 +419,7 @@ impl Monitor {
         for output in self.outputs_of(number) {
             self.outputs.remove(&output);
         }
+        self.send_pending(number);
         self.unwatch_oom(number);
         if self.containers.remove(&number).is_some_and(|container| container.logged) {
             drop(self.writer.send(Job::Close { log: number, forget: undone }));

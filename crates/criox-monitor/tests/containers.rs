@@ -7,13 +7,14 @@ mod harness;
 use std::time::{Duration, Instant};
 
 use criox_monitor_api::proto::{self, event, failure, reply, request::Verb};
-use harness::{Client, Pod, RUNTIMES, ready};
+use criox_sys::cgroup::Cgroups;
+use harness::{CRUN, Client, Pod, ready, runtimes};
 
 fn each(test: impl Fn(Pod)) {
-    for runtime in RUNTIMES {
-        if ready(runtime) {
+    for runtime in runtimes() {
+        if ready(&runtime) {
             eprintln!("with {runtime}");
-            test(Pod::new(runtime));
+            test(Pod::new(&runtime));
         }
     }
 }
@@ -61,6 +62,21 @@ fn an_exec_gives_its_output_and_code() {
             let (finished, output, _) = pod.exec("c1", "echo hello; exit 3", 0);
             assert_eq!((finished.exit_code, finished.timed_out, output.as_str()), (3, false, "hello\n"));
         }
+        let (_, groups, _) = pod.exec("c1", "cat /proc/self/cgroup", 0);
+        let path = |controller: &str| {
+            let name =
+                |line: &&str| line.split(':').nth(1).unwrap().split(',').any(|name| name == controller);
+            groups.lines().find(name).and_then(|line| line.split(':').nth(2)).unwrap_or_default().to_owned()
+        };
+        if !Cgroups::detect().unwrap().is_v2() {
+            for controller in ["memory", "pids", "cpu", "devices"] {
+                assert!(path(controller).ends_with("/crio-c1"), "{controller}: {groups}");
+            }
+        }
+        assert!(
+            groups.lines().any(|line| line.contains("/crio-c1/e") && line.ends_with(".mount")),
+            "{groups}"
+        );
         pod.delete("c1");
     });
 }
@@ -264,10 +280,10 @@ fn a_terminal_is_logged_and_resized() {
 
 #[test]
 fn namespaces_are_pinned_with_their_settings() {
-    if !ready(RUNTIMES[0]) {
+    if !ready(CRUN) {
         return;
     }
-    let mut pod = Pod::new(RUNTIMES[0]);
+    let mut pod = Pod::new(CRUN);
     for name in ["net", "uts", "ipc"] {
         #[expect(clippy::disallowed_methods, reason = "a test's own file")]
         std::fs::write(pod.path(name), "").unwrap();
@@ -298,10 +314,10 @@ fn namespaces_are_pinned_with_their_settings() {
 
 #[test]
 fn a_sandbox_init_has_an_empty_root_and_ends_on_sigterm() {
-    if !ready(RUNTIMES[0]) {
+    if !ready(CRUN) {
         return;
     }
-    let mut pod = Pod::new(RUNTIMES[0]);
+    let mut pod = Pod::new(CRUN);
     let pin = pod.path("pid");
     #[expect(clippy::disallowed_methods, reason = "a test's own file")]
     std::fs::write(&pin, "").unwrap();

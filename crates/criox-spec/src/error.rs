@@ -74,4 +74,14 @@ impl Warning {
     pub(crate) fn new(topic: WarningTopic, message: impl Into<String>) -> Self {
         Self { topic, message: message.into() }
     }
+
+    /// Adds one about the image, if there is none yet: only the first of a topic is told, and what an image says may
+    /// hold any number of mistakes of any length.
+    pub(crate) fn add_image(warnings: &mut Vec<Self>, message: impl FnOnce() -> String) {
+        const LONGEST: usize = 300;
+        if !warnings.iter().any(|known| known.topic == WarningTopic::Image) {
+            let message: String = message().chars().take(LONGEST).collect();
+            warnings.push(Self::new(WarningTopic::Image, message));
+        }
+    }
 }

@@ -131,8 +131,7 @@ pub(crate) fn image_volumes(
         match clean {
             Some(path) if mounts.iter().any(|mount| mount.destination == path) => {}
             Some(path) if kept.len() < MAX_VOLUMES => drop(kept.insert(path)),
-            _ => warnings
-                .push(Warning::new(WarningTopic::Image, format!("the image's volume {volume:?} is ignored"))),
+            _ => Warning::add_image(warnings, || format!("the image's volume {volume:?} is ignored")),
         }
     }
     kept.into_iter().collect()

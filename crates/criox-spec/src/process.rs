@@ -2,7 +2,7 @@
 
 use criox_cri::v1;
 
-use crate::error::{SpecError, Warning, WarningTopic};
+use crate::error::{SpecError, Warning};
 use crate::input::SpecInput;
 use crate::mounts::clean_destination;
 use crate::oci;
@@ -95,10 +95,9 @@ impl Environment {
                 return Err(SpecError::image(field, "HOME contains a line break"));
             }
             Some((name, _)) if !name.is_empty() => self.set(name, entry),
-            _ => warnings.push(Warning::new(
-                WarningTopic::Image,
-                format!("{field}: {entry:?} is not of the form NAME=value and is left out"),
-            )),
+            _ => Warning::add_image(warnings, || {
+                format!("{field}: {entry:?} is not of the form NAME=value and is left out")
+            }),
         }
         Ok(())
     }

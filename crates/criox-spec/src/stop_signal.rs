@@ -2,7 +2,7 @@
 
 use criox_cri::v1;
 
-use crate::error::{Warning, WarningTopic};
+use crate::error::Warning;
 
 /// A signal by number and OCI name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,8 +121,9 @@ pub(crate) fn resolve(requested: i32, image: &str, warnings: &mut Vec<Warning>) 
         return TERM;
     }
     StopSignal::parse(image).unwrap_or_else(|| {
-        let message = format!("the image's stop signal {image:?} is no signal: SIGTERM is used");
-        warnings.push(Warning::new(WarningTopic::Image, message));
+        Warning::add_image(warnings, || {
+            format!("the image's stop signal {image:?} is no signal: SIGTERM is used")
+        });
         TERM
     })
 }

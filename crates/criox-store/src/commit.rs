@@ -7,11 +7,13 @@
 use std::sync::Arc;
 
 use criox_sys::durable::{self, PathError};
+use criox_sys::failpoint;
 use serde_json::Map;
 use sha2::Digest as _;
 
 use crate::digest::Digest;
 use crate::error::Error;
+use crate::layers::Trash;
 use crate::overlay::Staged;
 use crate::record::{Compression, Layer, Place};
 use crate::stage::{LayerStage, Unpacked};
@@ -67,7 +69,10 @@ impl Store {
             return Ok(known);
         }
         durable::sync_filesystem(stage.tar_split())?;
+        // Before the writer, so that it is emptied after the lock is free.
+        let mut trash = Trash::default();
         let mut layers = self.shared.layers.write()?;
+        self.remove_half_made(&mut layers, &id, &mut trash)?;
         if layers.snapshot.get(&id).is_some() {
             drop(layers);
             if let Some(known) = self.known_layer(&id, &draft, &unpacked)? {
@@ -77,6 +82,7 @@ impl Store {
         }
         let record = record(&id, &draft, &unpacked);
         self.begin_layer(&mut layers, &record)?;
+        failpoint::hit("layer.begun")?;
         match self.place_content(&stage, &record, unpacked.keep_root).and_then(|()| layers.put(record)) {
             Ok(layer) => {
                 self.remember_inodes(&id, unpacked.entries);
@@ -115,7 +121,9 @@ impl Store {
             .map_err(|e| PathError::new("rename into place", &tar_split, e))?;
         let content = stage.content();
         let staged = Staged { dir: &content, keep_root };
+        failpoint::hit("layer.split-placed")?;
         self.shared.overlay.create(&record.id, record.parent(), Some(staged))?;
+        failpoint::hit("layer.placed")?;
         durable::sync_dir(&self.layers_dir())?;
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use criox_sys::durable;
+use criox_sys::failpoint;
 use serde_json::{Map, Value};
 
 use crate::error::Error;
@@ -80,6 +81,7 @@ impl Store {
         let result = (|| {
             make_dir(&self.container_dir_of(&container.id))?;
             make_dir(&self.container_run_dir_of(&container.id))?;
+            failpoint::hit("store.container-layered")?;
             containers.put(container.clone())
         })();
         drop(containers);
@@ -121,7 +123,7 @@ impl Store {
         self.unmount_layer(&container.layer, true).map(|_| ())
     }
 
-    /// Removes a container: unmounts it, removes its layer and directories, then its record. One that isn't there is
+    /// Removes a container: unmounts it, removes its record, then its layer and directories. One that isn't there is
     /// success (`false`).
     ///
     /// # Errors
@@ -136,12 +138,20 @@ impl Store {
             else {
                 return Ok(false);
             };
-            if layers.snapshot.get(&container.layer).is_some() {
-                self.remove_layers(&mut layers, std::slice::from_ref(&container.layer), &mut trash)?;
+            self.shared.mounts.forget(&container.layer, &self.shared.overlay.merged_dir(&container.layer))?;
+            // The record before the layer: what a crash leaves is then a layer that nobody needs, and opening sweeps it. A
+            // record that lacks its layer is damage in the peers' eyes.
+            containers.drop_record(&container.id)?;
+            if layers.snapshot.get(&container.layer).is_some()
+                && let Err(error) =
+                    self.remove_layers(&mut layers, std::slice::from_ref(&container.layer), &mut trash)
+            {
+                // So that the call can be repeated; if this fails too, the first error is the one to tell.
+                let _ = containers.put(Container::clone(&container));
+                return Err(error);
             }
             drop(layers);
             self.remove_container_dirs(&container.id)?;
-            containers.drop_record(&container.id)?;
         }
         trash.empty();
         Ok(true)

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use criox_sys::durable;
 use criox_sys::durable::PathError;
+use criox_sys::failpoint;
 
 use crate::bigdata;
 use crate::digest::Digest;
@@ -138,6 +139,7 @@ impl Store {
             image.metadata.clone_from(&draft.metadata);
         }
         self.write_big_data(&mut image, &draft.big_data)?;
+        failpoint::hit("image.data-written")?;
         image.digest =
             draft.digest.or(image.digest).or_else(|| image.big_data_digests.get("manifest").cloned());
         add(&mut image, &draft.names);
@@ -214,6 +216,7 @@ impl Store {
             }
             // The record first: a crash then leaves layers that nothing needs, not an image that lacks some.
             images.drop_record(&image.id)?;
+            failpoint::hit("image.record-dropped")?;
             let unneeded = unneeded_layers(&layers.snapshot, &images.snapshot, &image, |layer| {
                 containers.list.iter().any(|container| container.layer == layer)
             });

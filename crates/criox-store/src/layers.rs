@@ -100,6 +100,19 @@ impl Store {
         layers.put(begun).map(|_| ())
     }
 
+    /// Removes a layer that somebody who died was making or removing: whoever is alive has the lock meanwhile.
+    pub(crate) fn remove_half_made(
+        &self,
+        layers: &mut Writer<'_, Layer>,
+        id: &str,
+        trash: &mut Trash,
+    ) -> Result<(), Error> {
+        match layers.snapshot.get(id) {
+            Some(layer) if layer.is_incomplete() => self.remove_layers(layers, &[id.to_owned()], trash),
+            _ => Ok(()),
+        }
+    }
+
     /// Undoes a layer that was begun; what fails here is swept at the next open.
     pub(crate) fn abandon_layer(&self, layers: &mut Writer<'_, Layer>, id: &str) {
         let mut trash = Trash::default();

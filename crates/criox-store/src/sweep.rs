@@ -13,9 +13,10 @@ use crate::error::Error;
 use crate::images::chain;
 use crate::jsonfile;
 use crate::layers::{Trash, looks_like_layer};
-use crate::record::Layer;
+use crate::record::{Layer, Place};
 use crate::stage::{StagingDir, stage_of};
 use crate::store::{OpenReport, Store};
+use crate::table::Snapshot;
 use crate::time::Timestamp;
 
 /// Everything that opening does beside loading.
@@ -50,14 +51,15 @@ fn sweep_staging(staging: &Path, problems: &mut Vec<String>) -> Result<usize, Er
     Ok(swept)
 }
 
-/// Removes incomplete layers, then directories and tar-splits without a record.
+/// Removes incomplete layers and those of containers without a record, then directories and tar-splits without a record.
 fn sweep_layers(store: &Store, report: &mut OpenReport) -> Result<(), Error> {
     let shared = &*store.shared;
     let mut trash = Trash::default();
     {
         let mut layers = shared.layers.write()?;
-        let incomplete: Vec<String> =
+        let mut incomplete: Vec<String> =
             layers.snapshot.list.iter().filter(|l| l.is_incomplete()).map(|l| l.id.clone()).collect();
+        incomplete.extend(ownerless(store, &layers.snapshot)?);
         if !incomplete.is_empty() {
             store.remove_layers(&mut layers, &incomplete, &mut trash)?;
             report.incomplete_layers = incomplete;
@@ -92,6 +94,7 @@ fn sweep_layers(store: &Store, report: &mut OpenReport) -> Result<(), Error> {
                 durable::remove_tree(&path)?;
             }
         }
+        sweep_temporaries(&store.layers_dir())?;
         for name in list(&store.layers_dir())? {
             if let Some(stage) = stage_of(&name) {
                 if !shared.overlay.staging().join(stage).exists() {
@@ -112,6 +115,22 @@ fn sweep_layers(store: &Store, report: &mut OpenReport) -> Result<(), Error> {
     Ok(())
 }
 
+/// Layers of containers that have no record (yet, or any more): both are written under the layers' lock, which the caller
+/// holds. Their names would be in the way of the next container that is called so.
+fn ownerless(store: &Store, layers: &Snapshot<Layer>) -> Result<Vec<String>, Error> {
+    let (_images_guard, images) = store.shared.images.read()?;
+    let (_containers_guard, containers) = store.shared.containers.read()?;
+    let mut needed: HashSet<&str> =
+        containers.list.iter().map(|container| container.layer.as_str()).collect();
+    needed.extend(
+        images.list.iter().flat_map(|i| i.mapped_layers.iter().chain([&i.top_layer])).map(String::as_str),
+    );
+    needed.extend(layers.list.iter().map(|layer| layer.parent.as_str()));
+    // Only containers have layers in the volatile file.
+    let volatile = layers.list.iter().filter(|l| l.place == Place::Volatile && !l.is_incomplete());
+    Ok(volatile.filter(|l| !needed.contains(l.id.as_str())).map(|l| l.id.clone()).collect())
+}
+
 /// Removes container records whose layer is gone, and directories of images and containers without a record.
 fn sweep_containers(store: &Store, report: &mut OpenReport) -> Result<(), Error> {
     let shared = &*store.shared;
@@ -119,7 +138,9 @@ fn sweep_containers(store: &Store, report: &mut OpenReport) -> Result<(), Error>
     {
         let images = shared.images.write()?;
         let dir = shared.options.graph_root.join("overlay-images");
+        sweep_temporaries(&dir)?;
         for name in list(&dir)? {
+            sweep_temporaries(&dir.join(&name))?;
             if looks_like_layer(&name, &dir.join(&name)) && images.snapshot.get(&name).is_none() {
                 durable::remove_tree(&dir.join(&name))?;
                 report.orphan_directories.push(name);
@@ -142,13 +163,27 @@ fn sweep_containers(store: &Store, report: &mut OpenReport) -> Result<(), Error>
     let transient = ids(&shared.options.run_root.join("overlay-containers/volatile-containers.json"))?;
     for root in [&shared.options.graph_root, &shared.options.run_root] {
         let dir = root.join("overlay-containers");
+        sweep_temporaries(&dir)?;
         for name in list(&dir)? {
+            sweep_temporaries(&dir.join(&name))?;
             let known = containers.snapshot.get(&name).is_some() || transient.contains(&name);
             if looks_like_layer(&name, &dir.join(&name)) && !known {
                 durable::remove_tree(&dir.join(&name))?;
                 report.orphan_directories.push(name);
             }
         }
+    }
+    Ok(())
+}
+
+/// Removes what atomic writes, ours and the peers', leave when they are cut short. Whoever calls it holds the lock under
+/// which files in `dir` are written.
+fn sweep_temporaries(dir: &Path) -> Result<(), Error> {
+    if !dir.is_dir() {
+        return Ok(());
+    }
+    for name in list(dir)?.into_iter().filter(|name| name.starts_with(".tmp-")) {
+        durable::remove_tree(&dir.join(name))?;
     }
     Ok(())
 }

@@ -255,7 +255,7 @@ impl<'a> Extractor<'a> {
                 let target = target.ok_or(Failure::Refused("its link leads out of the layer"))?;
                 self.clear(path, name)?;
                 self.root.link(&target, path)?;
-                Ok(())
+                self.finish_link(entry, path, name)
             }
             Kind::Symlink => {
                 let link = OsStr::from_bytes(&entry.link);
@@ -423,6 +423,23 @@ impl<'a> Extractor<'a> {
     fn finish_node(&mut self, entry: &Entry, path: &Path, name: &OsStr) -> Result<(), Failure> {
         let fd = inroot::open_entry(self.parent_of(path)?, name)?;
         self.finish(entry, fd.as_fd())
+    }
+
+    /// A hard link's header speaks of the file that it links to, and the peers apply it. One that only repeats the owner
+    /// and the mode changes neither: setting the owner would take the file's capabilities, which it seldom repeats.
+    fn finish_link(&mut self, entry: &Entry, path: &Path, name: &OsStr) -> Result<(), Failure> {
+        let fd = inroot::open_entry(self.parent_of(path)?, name)?;
+        let file = rustix::fs::fstat(&fd)?;
+        if FileType::from_raw_mode(file.st_mode) == FileType::Symlink {
+            return Ok(());
+        }
+        let repeats =
+            (file.st_uid, file.st_gid, file.st_mode & 0o7777) == (entry.uid, entry.gid, entry.mode & 0o7777);
+        if !repeats || !entry.xattrs.is_empty() {
+            return self.finish(entry, fd.as_fd());
+        }
+        let (access, modification) = times(entry);
+        Ok(inroot::set_times(fd.as_fd(), access, modification)?)
     }
 
     /// Owner, mode, attributes and times, by descriptor. The order matters: a change of owner clears set-ID bits and

@@ -101,7 +101,18 @@ fn a_layer_comes_out_as_it_went_in() {
         .dir("./etc/")
         .file("./etc/passwd", b"root:x:0:0::/:/bin/sh\n")
         .entry(Header { name: b"bin/su", mode: 0o4755, uid: 5, gid: 6, ..Header::default() }, b"su")
-        .hardlink("bin/su2", "bin/su")
+        .entry(
+            Header {
+                name: b"bin/su2",
+                kind: b'1',
+                link: b"bin/su",
+                mode: 0o4755,
+                uid: 5,
+                gid: 6,
+                ..Header::default()
+            },
+            b"",
+        )
         .symlink("etc/link", "/etc/passwd")
         .entry(Header { name: b"fifo", kind: b'6', mode: 0o622, ..Header::default() }, b"")
         .entry(Header { name: b"null", kind: b'3', mode: 0o666, device: (1, 3), ..Header::default() }, b"")
@@ -341,6 +352,73 @@ fn opening_sweeps_what_a_crash_left() {
     assert_eq!(store.check().unwrap(), []);
     let (_, again) = Store::open(options(place.base.path())).unwrap();
     assert!(again.incomplete_layers.is_empty() && again.orphan_directories.is_empty());
+}
+
+#[test]
+fn the_layer_of_a_container_without_a_record_is_swept() {
+    let Some(place) = place() else { return };
+    let base = place.add(None, &Archive::default().file("a", b"1").end());
+    place.image(&id(1), "localhost/a:1", &base);
+    place.container(&id(2), &id(1));
+    place.container(&id(3), &id(1));
+    let layer_of = |store: &Store, container: u8| store.container(&id(container)).unwrap().layer.clone();
+    let (lost, kept) = (layer_of(&place.store, 2), layer_of(&place.store, 3));
+    let json = place.base.path().join("graph/overlay-containers/volatile-containers.json");
+    let mut containers: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    containers.as_array_mut().unwrap().retain(|container| container["id"] != id(2).as_str());
+    criox_sys::durable::write_atomic(&json, containers.to_string().as_bytes(), 0o600).unwrap();
+    let (store, report) = Store::open(options(place.base.path())).unwrap();
+    assert_eq!(report.incomplete_layers, std::slice::from_ref(&lost));
+    assert!(store.layer(&lost).is_err() && store.layer(&kept).is_ok() && store.layer(&base).is_ok());
+    // Its name is free again.
+    place.container(&id(2), &id(1));
+    assert_eq!(store.check().unwrap(), []);
+}
+
+#[test]
+fn a_layer_that_somebody_left_half_made_is_made_anew() {
+    let Some(place) = place() else { return };
+    let stream = Archive::default().file("a", b"1").end();
+    let layer = place.add(None, &stream);
+    let json = place.base.path().join("graph/overlay-layers/layers.json");
+    let mut layers: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    layers[0]["flags"] = serde_json::json!({"incomplete": true});
+    criox_sys::durable::write_atomic(&json, layers.to_string().as_bytes(), 0o600).unwrap();
+    std::fs::remove_file(place.diff(&layer).join("a")).unwrap();
+    assert!(place.store.layer(&layer).is_err());
+    assert_eq!(place.add(None, &stream), layer);
+    assert_eq!(std::fs::read(place.diff(&layer).join("a")).unwrap(), b"1");
+    assert_eq!(place.store.check().unwrap(), []);
+}
+
+#[test]
+fn the_header_of_a_hard_link_speaks_of_the_file() {
+    let Some(place) = place() else { return };
+    let link = |name: &'static [u8], target: &'static [u8], mode, uid| Header {
+        name,
+        kind: b'1',
+        link: target,
+        mode,
+        uid,
+        ..Header::default()
+    };
+    // CAP_NET_RAW: struct vfs_cap_data of version 2.
+    let capability = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let stream = Archive::default()
+        .file("changed", b"1")
+        .entry(link(b"changed2", b"changed", 0o4750, 7), b"")
+        .pax(&[("SCHILY.xattr.security.capability", &capability)])
+        .entry(Header { name: b"ping", mode: 0o755, ..Header::default() }, b"2")
+        .entry(link(b"ping2", b"ping", 0o755, 0), b"")
+        .symlink("s", "changed")
+        .entry(link(b"s2", b"s", 0o600, 9), b"")
+        .end();
+    let root = place.diff(&place.add(None, &stream));
+    let meta = |name: &str| std::fs::symlink_metadata(root.join(name)).unwrap();
+    assert_eq!((meta("changed").mode() & 0o7777, meta("changed").uid()), (0o4750, 7));
+    assert!(meta("s2").file_type().is_symlink() && meta("s2").ino() == meta("s").ino());
+    let ping = std::fs::File::open(root.join("ping2")).unwrap();
+    assert_eq!(criox_sys::xattr::list(std::os::fd::AsFd::as_fd(&ping)).unwrap(), ["security.capability"]);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 pub mod cgroup;
 pub mod durable;
+pub mod failpoint;
 pub mod inroot;
 pub mod lock;
 pub mod mount;

@@ -153,6 +153,15 @@ impl<'a> SpawnSpec<'a> {
         })
     }
 
+    /// Gives a first argument other than the program's path: what the program takes as its own name.
+    pub fn name(&mut self, name: impl AsRef<std::ffi::OsStr>) -> io::Result<&mut Self> {
+        let name = CString::new(name.as_ref().as_bytes())?;
+        if let Some(first) = self.args.first_mut() {
+            *first = name;
+        }
+        Ok(self)
+    }
+
     /// Adds an argument.
     pub fn arg(&mut self, arg: impl AsRef<std::ffi::OsStr>) -> io::Result<&mut Self> {
         self.args.push(CString::new(arg.as_ref().as_bytes())?);
@@ -379,6 +388,16 @@ pub fn keep_allocator_small() {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 128 * 1024);
         libc::mallopt(libc::M_TRIM_THRESHOLD, 64 * 1024);
         libc::mallopt(libc::M_TOP_PAD, 0);
+    }
+}
+
+/// Gives the allocator's free pages back to the kernel (malloc_trim(3)); for a process that has been busy and is
+/// not now. Does nothing but on glibc.
+pub fn release_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes a plain number, and the allocator's own locks.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

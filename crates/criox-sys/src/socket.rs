@@ -43,6 +43,15 @@ pub fn connect(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Connects a non-blocking stream socket to the one at `path`, which may be of any length. Never waits: `WouldBlock`
+/// where as many wait to be accepted as the listener allows.
+pub fn connect_now(path: &Path) -> io::Result<OwnedFd> {
+    let (_directory, address) = short_address(path)?;
+    let socket = stream_socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    rustix::net::connect(&socket, &address)?;
+    Ok(socket)
+}
+
 /// Accepts a connection; the new socket is non-blocking.
 pub fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
     Ok(rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
@@ -128,5 +137,20 @@ mod tests {
         assert_eq!(fds.len(), 1);
         assert!(rustix::io::fcntl_getfd(&fds[0]).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
         assert_eq!(bind_listen(&path, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn a_listener_that_accepts_nobody_holds_up_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let _listener = bind_listen(&path, 1).unwrap();
+        let mut waiting = Vec::new();
+        let refused = loop {
+            match connect_now(&path) {
+                Ok(socket) if waiting.len() < 16 => waiting.push(socket),
+                other => break other,
+            }
+        };
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 }

@@ -11,11 +11,14 @@ use criox_lifecycle::{
 use criox_network::Network;
 use criox_store::{OpenReport, Store};
 use criox_sys::cgroup::Cgroups;
+use criox_sys::lock::HeldLock;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::rpc::{RUNTIME_VERSION, Services};
 use crate::{edge, logging, node, notify, server, wiring};
 
+/// How long a killed predecessor may still hold what is its own.
+const PREDECESSOR: Duration = Duration::from_secs(3);
 /// No AppArmor profile.
 const UNCONFINED: &str = "unconfined";
 
@@ -58,6 +61,7 @@ pub(crate) async fn run(overrides: Overrides) -> Result<(), StartError> {
     logging::start(&loaded.config, &loaded.process).map_err(part("log file"))?;
     report(&loaded);
     let listen = loaded.config.api.listen.clone();
+    let _alone = alone(&loaded.config.root.runroot)?;
     let context = Arc::new(context(&loaded)?);
     let watching = context.network.start();
     let lifecycle = Lifecycle::new(context.clone());
@@ -91,6 +95,26 @@ pub(crate) async fn run(overrides: Overrides) -> Result<(), StartError> {
         tracing::warn!(error = edge::chain(&error), "the store's home stays mounted");
     }
     Ok(())
+}
+
+/// The lock that lets one daemon at a time recover and serve the pods of a run root; it ends with the process. A daemon
+/// that was killed a moment ago may still hold it.
+fn alone(run_root: &Path) -> Result<HeldLock, StartError> {
+    let directory = run_root.join("criox");
+    let path = directory.join("daemon.lock");
+    let name = format!("lock {}", path.display());
+    std::fs::create_dir_all(&directory).map_err(part(&name))?;
+    let until = Instant::now() + PREDECESSOR;
+    loop {
+        match HeldLock::try_new(&path).map_err(part(&name))? {
+            Some(lock) => return Ok(lock),
+            None if Instant::now() < until => std::thread::sleep(PREDECESSOR / 30),
+            None => {
+                let message = "another criox runs with this run root; stop it first";
+                return Err(part(&name)(std::io::Error::new(std::io::ErrorKind::AddrInUse, message)));
+            }
+        }
+    }
 }
 
 /// SIGHUP reads the configuration of images and registries again; SIGTERM and SIGINT end the daemon.

@@ -15,7 +15,7 @@ pub(crate) fn status(error: &Error) -> Status {
         Kind::Failed => Code::Unknown,
         Kind::Cancelled => Code::Aborted,
     };
-    Status::new(code, error.chain())
+    Status::new(code, bounded(error.chain()))
 }
 
 /// A failed pull. The kubelet knows its reasons by the first word of the message, and only under `Unknown`.
@@ -25,17 +25,31 @@ pub(crate) fn pull_status(error: &PullError) -> Status {
         PullErrorKind::NotFound => Code::NotFound,
         _ => Code::Unknown,
     };
-    Status::new(code, chain(error))
+    Status::new(code, bounded(chain(error)))
 }
 
 /// An error of the store.
 pub(crate) fn store_status(operation: &str, error: &criox_store::Error) -> Status {
-    Status::new(Code::Unknown, format!("{operation}: {}", chain(error)))
+    Status::new(Code::Unknown, bounded(format!("{operation}: {}", chain(error))))
 }
 
 /// A field that is wrong.
 pub(crate) fn invalid(field: &str, reason: &str) -> Status {
-    Status::new(Code::InvalidArgument, format!("{field}: {reason}"))
+    Status::new(Code::InvalidArgument, bounded(format!("{field}: {reason}")))
+}
+
+/// Longest message, in bytes. It travels in an HTTP/2 header, which clients limit and kubelets keep as an event; what an
+/// image or a runtime contributes to it may be of any length.
+const MESSAGE_MAX: usize = 4096;
+
+/// The text, or its beginning and its end: the first says what failed, the last why.
+fn bounded(text: String) -> String {
+    if text.len() <= MESSAGE_MAX {
+        return text;
+    }
+    let start = text.floor_char_boundary(MESSAGE_MAX / 2);
+    let end = text.ceil_char_boundary(text.len() - MESSAGE_MAX / 2);
+    format!("{} … {}", &text[..start], &text[end..])
 }
 
 /// A message and its causes, once each.
@@ -72,5 +86,15 @@ mod tests {
     fn the_message_holds_the_causes() {
         let error = Error::failed("start of container c").because(std::io::Error::other("no such file"));
         assert_eq!(status(&error).message(), "start of container c: no such file");
+    }
+
+    #[test]
+    fn a_long_message_keeps_what_failed_and_why() {
+        let error = Error::failed(format!("start of {}", "ü".repeat(MESSAGE_MAX)))
+            .because(std::io::Error::other("no such file"));
+        let status = status(&error);
+        let message = status.message();
+        assert!(message.starts_with("start of ü") && message.ends_with("ü: no such file"), "{message}");
+        assert!(message.len() <= MESSAGE_MAX + " … ".len(), "{}", message.len());
     }
 }

@@ -78,7 +78,8 @@ fn is_served(path: &Path) -> bool {
     loop {
         let Ok(stream) = std::os::unix::net::UnixStream::connect(path) else { return false };
         let peer = rustix::net::sockopt::socket_peercred(&stream);
-        if peer.is_ok_and(|peer| rustix::process::test_kill_process(peer.pid) == Err(rustix::io::Errno::SRCH)) {
+        if peer.is_ok_and(|peer| rustix::process::test_kill_process(peer.pid) == Err(rustix::io::Errno::SRCH))
+        {
             return false;
         }
         if Instant::now() >= until {

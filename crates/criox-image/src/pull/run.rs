@@ -315,8 +315,9 @@ struct FlightError {
     joined: bool,
 }
 
-/// Somebody removed a layer between our look and our commit.
+/// Somebody removed a layer, or the image that only lacked our name, between our look and our commit.
 fn is_race(error: &PullError) -> bool {
+    use criox_store::Error::{ImageUnknown, LayerUnknown};
     let source = std::error::Error::source(error).and_then(|e| e.downcast_ref::<criox_store::Error>());
-    matches!(source, Some(criox_store::Error::LayerUnknown(_)))
+    matches!(source, Some(LayerUnknown(_) | ImageUnknown(_)))
 }

@@ -2,7 +2,7 @@
 
 mod auth;
 mod blob;
-mod challenge;
+pub(crate) mod challenge;
 mod credentials;
 mod error;
 #[cfg(test)]

@@ -14,7 +14,7 @@ use criox_sys::cgroup;
 use super::bundle::{self, Bundle};
 use super::{log, remove};
 use crate::context::{Context, blocking, new_container_id};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, failpoint};
 use crate::key::ContainerKey;
 use crate::monitor;
 use crate::record::{
@@ -88,9 +88,9 @@ async fn find_image(context: &Arc<Context>, config: &v1::ContainerConfig) -> Res
     // Another program may hold the store's locks.
     blocking("lookup", &format!("image {name:?}"), LOOKUP, move || {
         let found = context.images.find(&name);
-        found.map_err(|error| Error::failed(format!("lookup of image {name:?}")).because(error))?.ok_or_else(|| {
-            Error::new(Kind::NotFound, format!("image {name:?} is not on this node; pull it first"))
-        })
+        found.map_err(|error| Error::failed(format!("lookup of image {name:?}")).because(error))?.ok_or_else(
+            || Error::new(Kind::NotFound, format!("image {name:?} is not on this node; pull it first")),
+        )
     })
     .await
 }
@@ -138,6 +138,7 @@ async fn steps(work: &Work) -> Result<ContainerRecord> {
             let (sandbox, image) = (sandbox.clone(), input.image.clone());
             move || {
                 write_first_record(&path, &*record)?;
+                failpoint("container.recorded")?;
                 bundle::storage(&context, &sandbox, &record, &image)
             }
         }),
@@ -148,10 +149,13 @@ async fn steps(work: &Work) -> Result<ContainerRecord> {
     );
     let root = storage?;
     input.mounts = mounts?;
+    failpoint("container.mounted")?;
     let prepared: Bundle =
         blocking("preparation of the bundle", &object, PREPARE, move || bundle::write(&input, root)).await?;
+    failpoint("container.bundled")?;
     let (pid, start_time, group) =
         create_in_runtime(work, &prepared, runtime, handler.create_timeout()).await?;
+    failpoint("container.created")?;
     let record = ContainerRecord {
         phase: ContainerPhase::Created,
         stop_signal: prepared.stop_signal,

@@ -3,7 +3,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use criox_monitor_api::client::Client;
@@ -19,6 +19,10 @@ use crate::record::{ContainerPhase, ContainerRecord};
 
 /// Both outputs together: the kubelet takes answers of 16 MiB, and a little is for the rest of the message.
 pub(crate) const OUTPUT_MAX: usize = (16 << 20) - (64 << 10);
+/// Output of all commands in flight: fifty probes that print without end must not exhaust the node.
+const HELD_MAX: usize = 256 << 20;
+/// Reads that empty a pipe of the largest size the kernel allows by default, 1 MiB.
+const PIPE_PIECES: usize = 16;
 /// How long the runtime may take to start the process.
 const START: Duration = Duration::from_secs(30);
 /// Beyond the command's own timeout, for the end of its whole tree.
@@ -89,7 +93,7 @@ pub(crate) async fn exec(
         }
     };
     let mut output = Output::default();
-    let mut room = OUTPUT_MAX;
+    let mut room = Room::default();
     tokio::pin!(finished);
     let (mut out_open, mut err_open) = (true, true);
     let mut buffer = vec![0; 64 << 10];
@@ -106,9 +110,12 @@ pub(crate) async fn exec(
         }
     };
     guard.armed = false;
-    // All that the process wrote is in the pipes by now; what its children still write is not waited for.
-    while out_open && take_all(&mut stdout, &mut buffer, &mut output.stdout, &mut room) {}
-    while err_open && take_all(&mut stderr, &mut buffer, &mut output.stderr, &mut room) {}
+    // All that the process wrote is in the pipes by now; what its children still write is not waited for, and a pipe holds
+    // no more than so many pieces.
+    for _ in 0..PIPE_PIECES {
+        out_open = out_open && take_rest(&stdout, &mut buffer, &mut output.stdout, &mut room);
+        err_open = err_open && take_rest(&stderr, &mut buffer, &mut output.stderr, &mut room);
+    }
     let finished = finished
         .map_err(|_| {
             Error::timed_out(
@@ -160,23 +167,57 @@ fn make_pipe() -> std::io::Result<(pipe::Receiver, OwnedFd)> {
 }
 
 /// Reads once, keeping what there is room for. False at the end.
-fn take(from: &mut pipe::Receiver, buffer: &mut [u8], to: &mut Vec<u8>, room: &mut usize) -> bool {
+fn take(from: &mut pipe::Receiver, buffer: &mut [u8], to: &mut Vec<u8>, room: &mut Room) -> bool {
     match from.try_read(buffer) {
         Ok(0) => false,
         Ok(count) => {
-            let kept = count.min(*room);
+            let kept = room.reserve(count);
             to.extend_from_slice(&buffer[..kept]);
-            *room -= kept;
             true
         }
         Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
     }
 }
 
-/// Reads once, and is false also when nothing is there.
-fn take_all(from: &mut pipe::Receiver, buffer: &mut [u8], to: &mut Vec<u8>, room: &mut usize) -> bool {
-    let before = to.len();
-    take(from, buffer, to, room) && to.len() > before
+/// Reads once past the reactor, which may not have heard yet of what is in the pipe. False at the end, and when nothing is
+/// there.
+fn take_rest(from: &pipe::Receiver, buffer: &mut [u8], to: &mut Vec<u8>, room: &mut Room) -> bool {
+    match rustix::io::read(from, &mut *buffer) {
+        Ok(0) | Err(_) => false,
+        Ok(count) => {
+            let kept = room.reserve(count);
+            to.extend_from_slice(&buffer[..kept]);
+            true
+        }
+    }
+}
+
+/// What of a command's output is kept: [`OUTPUT_MAX`], and of all commands together [`HELD_MAX`]. The rest is read and
+/// thrown away, which CRI allows.
+#[derive(Debug, Default)]
+struct Room {
+    kept: usize,
+}
+
+/// Bytes of output that all commands in flight hold.
+static HELD: AtomicUsize = AtomicUsize::new(0);
+
+impl Room {
+    /// How many of so many bytes may be kept.
+    fn reserve(&mut self, wanted: usize) -> usize {
+        let own = wanted.min(OUTPUT_MAX - self.kept);
+        let before = HELD.fetch_add(own, Ordering::Relaxed);
+        let granted = own.min(HELD_MAX.saturating_sub(before));
+        HELD.fetch_sub(own - granted, Ordering::Relaxed);
+        self.kept += granted;
+        granted
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        HELD.fetch_sub(self.kept, Ordering::Relaxed);
+    }
 }
 
 /// Unique among the commands of a container, also after a restart of the daemon.
@@ -208,5 +249,30 @@ impl Drop for EndOnDrop {
                 tracing::debug!(%error, "an abandoned command could not be ended");
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// On a runtime with one thread the reactor hears of nothing between two awaits.
+    #[tokio::test]
+    async fn what_the_reactor_has_not_heard_of_is_read_at_the_end() {
+        let (stdout, end) = make_pipe().unwrap();
+        rustix::io::write(&end, b"last words").unwrap();
+        let (mut buffer, mut said, mut room) = (vec![0; 4], Vec::new(), Room::default());
+        while take_rest(&stdout, &mut buffer, &mut said, &mut room) {}
+        assert_eq!(said, b"last words");
+    }
+
+    #[test]
+    fn one_command_keeps_its_share_and_all_of_them_no_more_than_theirs() {
+        let mut rooms: Vec<Room> = (0..20).map(|_| Room::default()).collect();
+        let kept: usize = rooms.iter_mut().map(|room| room.reserve(OUTPUT_MAX + 1)).sum();
+        assert!(kept <= HELD_MAX && kept > HELD_MAX - OUTPUT_MAX, "{kept}");
+        assert_eq!(rooms[0].kept, OUTPUT_MAX);
+        drop(rooms);
+        assert_eq!(Room::default().reserve(7), 7, "what is over is given back");
     }
 }

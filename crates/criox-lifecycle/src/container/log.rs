@@ -22,7 +22,8 @@ pub(crate) fn path(
 ) -> Result<PathBuf> {
     let name = format!("{id}.log");
     let log_path = if container.log_path.is_empty() { &name } else { &container.log_path };
-    let directory = if sandbox.log_directory.is_empty() { default } else { Path::new(&sandbox.log_directory) };
+    let directory =
+        if sandbox.log_directory.is_empty() { default } else { Path::new(&sandbox.log_directory) };
     if !directory.is_absolute() || sandbox.log_directory.contains('\0') {
         return Err(Error::invalid("sandbox_config.log_directory", "must be an absolute path"));
     }

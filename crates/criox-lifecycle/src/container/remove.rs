@@ -9,9 +9,9 @@ use criox_monitor_api::client::Client;
 use criox_monitor_api::proto::{self, failure, request};
 use tokio::time::Instant;
 
-use super::stop::{self, Target};
+use super::stop::{self, Stopped, Target};
 use crate::context::{Context, blocking};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, failpoint};
 use crate::monitor;
 use crate::record::{ContainerPhase, SandboxRecord};
 
@@ -30,9 +30,12 @@ pub(crate) async fn remove(
     target: Target,
 ) -> Result<()> {
     let record = target.record.clone();
-    if record.phase != ContainerPhase::Exited {
-        stop::stop(context, client, target).await?;
-    }
+    let stopped = match record.phase {
+        ContainerPhase::Exited => Stopped::Reported,
+        _ => stop::stop(context, client, target).await?,
+    };
+    // A monitor that had to be done without is not asked again.
+    let client = client.filter(|_| stopped == Stopped::Reported);
     erase(context, client, sandbox, &record.id, &record.cgroup).await
 }
 
@@ -45,6 +48,7 @@ pub(crate) async fn erase(
     cgroup: &str,
 ) -> Result<()> {
     delete_from_runtime(context, client, sandbox, id, cgroup).await?;
+    failpoint("container.deleted")?;
     erase_storage(context, &sandbox.id, id).await
 }
 
@@ -66,7 +70,9 @@ pub(crate) async fn delete_from_runtime(
             let call = client.done(verb.clone(), DELETE + monitor::ANSWER);
             match monitor::attended(client, call).await {
                 // A creation of before a restart is still at work: what it makes must not outlive this.
-                Err(error) if error.refusal() == Some(failure::Kind::WrongState) && Instant::now() < until => {
+                Err(error)
+                    if error.refusal() == Some(failure::Kind::WrongState) && Instant::now() < until =>
+                {
                     tokio::time::sleep(PAUSE).await;
                 }
                 deleted => break deleted,
@@ -115,6 +121,7 @@ pub(crate) async fn erase_storage(
     blocking("removal of the root file system", &format!("container {id}"), STORAGE, move || {
         let failed = |error| Error::failed(format!("root file system of container {id}")).because(error);
         context.store.delete_container(id.as_str()).map_err(failed)?;
+        failpoint("container.unstored")?;
         let run = context.paths.run(sandbox.as_str());
         for path in
             [run.exit_record(id.as_str()), context.paths.container_record(sandbox.as_str(), id.as_str())]

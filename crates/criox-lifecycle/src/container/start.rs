@@ -7,8 +7,8 @@ use criox_monitor_api::client::Client;
 use criox_monitor_api::proto::{self, request};
 
 use super::stop::{self, Target};
-use crate::context::{Clock, Context};
-use crate::error::Result;
+use crate::context::Context;
+use crate::error::{Result, failpoint};
 use crate::monitor;
 
 /// How long the runtime may take to let the process run.
@@ -25,13 +25,13 @@ pub(crate) struct Started {
 pub(crate) async fn start(context: &Arc<Context>, client: &Client, target: &Target) -> Result<Started> {
     let id = &target.record.id;
     // Before the call: an exit is then never earlier than the start.
-    let at = Clock::default().now();
+    let at = context.clock.now();
     let verb = request::Verb::Start(proto::Start {
         container_id: id.to_string(),
         timeout_ms: u32::try_from(RUNTIME.as_millis()).unwrap_or(u32::MAX),
     });
     match monitor::attended(client, client.done(verb, RUNTIME + monitor::ANSWER)).await {
-        Ok(()) => Ok(Started { at }),
+        Ok(()) => failpoint("container.started").map(|()| Started { at }),
         Err(error) => {
             if let Err(error) = stop::kill_cgroup(context, target).await {
                 tracing::error!(container = %id, error = error.chain(), "a container whose start failed lives on");

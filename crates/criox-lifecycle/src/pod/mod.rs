@@ -4,6 +4,7 @@
 mod settle;
 mod task;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -67,12 +68,14 @@ pub struct Pod {
     pub(crate) id: SandboxId,
     queue: mpsc::Sender<Request>,
     monitor: Arc<Mutex<Option<Client>>>,
+    /// The task has ended because the pod is gone, and not in a panic.
+    ended: Arc<AtomicBool>,
 }
 
 impl Pod {
     pub(crate) fn new(id: SandboxId) -> (Self, mpsc::Receiver<Request>) {
         let (queue, requests) = mpsc::channel(QUEUE);
-        (Self { id, queue, monitor: Arc::default() }, requests)
+        (Self { id, queue, monitor: Arc::default(), ended: Arc::default() }, requests)
     }
 
     /// The connection to the pod's monitor, while there is one.
@@ -86,12 +89,24 @@ impl Pod {
 
     /// Sends a request and waits for its answer. The operation goes on when the caller does not wait for it.
     pub(crate) async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T> {
-        let gone = || Error::no_sandbox(self.id.as_str());
+        // A task that panicked has not stopped anything: success by "not found" would be a lie.
+        let gone = || match self.ended.load(Ordering::Acquire) {
+            true => Error::no_sandbox(self.id.as_str()),
+            false => Error::failed(format!(
+                "internal error in pod sandbox {}; restart criox, its containers go on running",
+                self.id
+            )),
+        };
         let (reply, answer) = oneshot::channel();
         self.queue.send(request(reply)).await.map_err(|_| gone())?;
         answer.await.unwrap_or_else(|_| {
             Err(Error::new(Kind::Cancelled, format!("pod sandbox {} was removed meanwhile", self.id)))
         })
+    }
+
+    /// The pod is gone: whoever asks is told so.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
     }
 
     /// Says that a live call gets the ID. Nothing is wrong when the object has gone meanwhile.

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinError;
 use tokio::time::Instant;
 
-use super::task::send;
+use super::task::{Whose, send};
 use super::{Run, Task};
 use crate::admit::Busy;
 use crate::container::log;
@@ -126,7 +126,8 @@ impl Task {
     /// Nobody knows how far a failed removal came: the sandbox counts as ended, and what its monitor took along too.
     async fn removal_failed(&mut self) {
         if self.sandbox.phase != SandboxPhase::NotReady {
-            self.keep_sandbox(SandboxRecord { phase: SandboxPhase::NotReady, ..(*self.sandbox).clone() }).await;
+            self.keep_sandbox(SandboxRecord { phase: SandboxPhase::NotReady, ..(*self.sandbox).clone() })
+                .await;
             self.send_event(self.sandbox.id.to_string(), v1::ContainerEventType::ContainerStoppedEvent);
         }
         if self.pod.monitor().is_none_or(|client| client.is_closed()) {
@@ -348,15 +349,19 @@ impl Task {
 
     /// Everything that still counts as alive has ended unseen.
     async fn settle_lost(&mut self, reason: &str, message: &str) {
-        let alive: Vec<ContainerId> = self
-            .containers
-            .values()
-            .filter(|container| {
+        let all = self.containers.keys().copied().collect();
+        self.settle_ended(all, reason, message).await;
+    }
+
+    /// The same for those named.
+    async fn settle_ended(&mut self, ids: Vec<ContainerId>, reason: &str, message: &str) {
+        for id in ids {
+            let alive = self.containers.get(&id).is_some_and(|container| {
                 container.record.phase != ContainerPhase::Exited && container.busy != Some(Busy::Creating)
-            })
-            .map(|container| container.record.id)
-            .collect();
-        for id in alive {
+            });
+            if !alive {
+                continue;
+            }
             let run = self.context.paths.run(self.sandbox.id.as_str());
             let exit = crate::monitor::exit_record(&run, &id).await.map_or_else(
                 || Exit {
@@ -396,6 +401,13 @@ impl Task {
         tracing::info!(sandbox = %self.sandbox.id, "the pod's monitor answers again");
         self.pod.set_monitor(Some(client));
         self.events = Some(events);
+        let unlisted: Vec<ContainerId> = self
+            .containers
+            .keys()
+            .filter(|id| !states.iter().any(|state| state.container_id == id.as_str()))
+            .copied()
+            .collect();
+        self.settle_ended(unlisted, reasons::CONTAINER_STATUS_UNKNOWN, "").await;
         for state in states {
             let known = ContainerId::parse(&state.container_id).ok();
             let Some(container) = known.and_then(|id| self.containers.get(&id)) else { continue };
@@ -412,27 +424,32 @@ impl Task {
         }
     }
 
-    /// A panic in work is a bug; the pod must not hang on it.
-    pub(super) fn work_died(&mut self, error: &JoinError) {
-        tracing::error!(sandbox = %self.sandbox.id, %error, "work of a pod ended in a panic");
+    /// A panic in work is a bug; what it was at work on must not hang on it.
+    pub(super) fn work_died(&mut self, whose: Option<Whose>, error: &JoinError) {
+        tracing::error!(sandbox = %self.sandbox.id, ?whose, %error, "work of a pod ended in a panic");
         let failed =
             Error::failed(format!("internal error in pod sandbox {}; see the log of criox", self.sandbox.id));
-        self.busy = None;
-        for runner in self.runners.drain(..) {
-            send(runner, Err(failed.clone()));
-        }
-        for waiter in self.stoppers.drain(..).chain(self.removers.drain(..)) {
-            send(waiter, Err(failed.clone()));
-        }
-        for container in self.containers.values_mut() {
-            container.busy = None;
-            for creator in container.creators.drain(..) {
-                send(creator, Err(failed.clone()));
+        match whose {
+            None | Some(Whose::Sandbox) => {
+                self.busy = None;
+                for runner in self.runners.drain(..) {
+                    send(runner, Err(failed.clone()));
+                }
+                for waiter in self.stoppers.drain(..).chain(self.removers.drain(..)) {
+                    send(waiter, Err(failed.clone()));
+                }
+                if self.sandbox.phase == SandboxPhase::Creating {
+                    self.begin_remove();
+                }
             }
-            container.answer(&Err(failed.clone()));
-        }
-        if self.sandbox.phase == SandboxPhase::Creating {
-            self.begin_remove();
+            Some(Whose::Container(id)) => {
+                let Some(container) = self.containers.get_mut(&id) else { return };
+                container.busy = None;
+                for creator in container.creators.drain(..) {
+                    send(creator, Err(failed.clone()));
+                }
+                container.answer(&Err(failed));
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! The task of a pod: takes requests, admits them, begins work.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use criox_cri::v1;
 use criox_monitor_api::client::Client;
 use criox_monitor_api::proto::{Event, ExitFacts};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 use tokio::time::Instant;
 
 use super::settle::Outcome;
@@ -74,16 +74,20 @@ impl Container {
     }
 }
 
+/// Whose a piece of work is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    Sandbox,
+    Container(ContainerId),
+}
+
 /// How a task begins.
 #[derive(Debug)]
 pub(crate) enum Start {
     /// By making the sandbox, with a monitor that runs already or one to be launched.
     Create { spare: Option<Spare> },
     /// With what recovery found.
-    Recovered {
-        containers: Vec<ContainerRecord>,
-        connection: Option<(Client, mpsc::Receiver<Event>)>,
-    },
+    Recovered { containers: Vec<ContainerRecord>, connection: Option<(Client, mpsc::Receiver<Event>)> },
     /// With what recovery found, and a monitor that lives and does not answer.
     Silent { containers: Vec<ContainerRecord> },
 }
@@ -98,7 +102,9 @@ pub(crate) struct Task {
     pub(super) stoppers: Vec<Reply<()>>,
     pub(super) removers: Vec<Reply<()>>,
     pub(super) containers: BTreeMap<ContainerId, Container>,
-    pub(super) work: JoinSet<Outcome>,
+    work: JoinSet<Outcome>,
+    /// Whose work each piece is, for one that panics.
+    whose: HashMap<task::Id, Whose>,
     pub(super) events: Option<mpsc::Receiver<Event>>,
     requests: mpsc::Receiver<Request>,
     /// Requests that wait for what is at work.
@@ -125,6 +131,7 @@ impl Task {
             removers: Vec::new(),
             containers: BTreeMap::new(),
             work: JoinSet::new(),
+            whose: HashMap::new(),
             events: None,
             requests,
             deferred: Vec::new(),
@@ -135,7 +142,7 @@ impl Task {
             Start::Create { spare } => {
                 task.busy = Some(SandboxBusy::Creating);
                 let (context, record) = (task.context.clone(), task.sandbox.clone());
-                task.work.spawn(async move {
+                task.begin(Whose::Sandbox, async move {
                     Outcome::SandboxCreated(sandbox::run::create(&context, &record, spare).await)
                 });
             }
@@ -157,7 +164,7 @@ impl Task {
                     containers.into_iter().map(|record| (record.id, Container::new(record))).collect();
                 let run = task.context.paths.run(task.sandbox.id.as_str());
                 let speaks = crate::recovery::wait_for_monitor(run, task.sandbox.clone());
-                task.work.spawn(async move { Outcome::MonitorFound(speaks.await) });
+                task.begin(Whose::Sandbox, async move { Outcome::MonitorFound(speaks.await) });
             }
         }
         task.publish();
@@ -168,10 +175,14 @@ impl Task {
         while !self.gone {
             let expiry = self.next_expiry();
             tokio::select! {
-                Some(finished) = self.work.join_next() => match finished {
-                    Ok(outcome) => self.settle(outcome).await,
-                    Err(error) => self.work_died(&error),
-                },
+                Some(finished) = self.work.join_next_with_id() => {
+                    let id = finished.as_ref().map_or_else(task::JoinError::id, |(id, _)| *id);
+                    let whose = self.whose.remove(&id);
+                    match finished {
+                        Ok((_, outcome)) => self.settle(outcome).await,
+                        Err(error) => self.work_died(whose, &error),
+                    }
+                }
                 request = self.requests.recv() => match request {
                     Some(request) => self.admit(request).await,
                     // Unreachable while the index holds the pod; the daemon is ending.
@@ -187,6 +198,7 @@ impl Task {
             }
             self.admit_deferred().await;
         }
+        self.pod.end();
         self.requests.close();
         while let Ok(request) = self.requests.try_recv() {
             self.deferred.push(request);
@@ -201,6 +213,12 @@ impl Task {
             };
             container.answer(&result);
         }
+    }
+
+    /// Lets work run beside the task.
+    fn begin(&mut self, whose: Whose, work: impl Future<Output = Outcome> + Send + 'static) {
+        let handle = self.work.spawn(work);
+        self.whose.insert(handle.id(), whose);
     }
 
     /// Shows the state as it is now to readers.
@@ -376,7 +394,9 @@ impl Task {
         self.containers.insert(id, container);
         // HTTP /containers/{id} knows it from the first moment of its cgroup.
         self.publish();
-        self.work.spawn(async move { Outcome::ContainerCreated(id, Box::new(create::create(work).await)) });
+        self.begin(Whose::Container(id), async move {
+            Outcome::ContainerCreated(id, Box::new(create::create(work).await))
+        });
     }
 
     fn admit_act(&mut self, verb: Verb, id: ContainerId, grace: Duration, reply: Reply<()>) {
@@ -425,7 +445,7 @@ impl Task {
         };
         container.busy = Some(Busy::Starting);
         let (context, target) = (self.context.clone(), container.target());
-        self.work.spawn(async move {
+        self.begin(Whose::Container(id), async move {
             Outcome::ContainerStarted(id, start::start(&context, &client, &target).await)
         });
     }
@@ -436,7 +456,7 @@ impl Task {
         container.busy = Some(Busy::Stopping);
         container.kill_at.send_replace(after(grace));
         let target = container.target();
-        self.work.spawn(async move {
+        self.begin(Whose::Container(id), async move {
             Outcome::ContainerStopped(id, stop::stop(&context, client.as_ref(), target).await)
         });
     }
@@ -447,7 +467,7 @@ impl Task {
         container.busy = Some(Busy::Removing);
         container.kill_at.send_replace(Instant::now());
         let target = container.target();
-        self.work.spawn(async move {
+        self.begin(Whose::Container(id), async move {
             let result = remove::remove(&context, client.as_ref(), &sandbox, target).await;
             Outcome::ContainerRemoved(id, result)
         });
@@ -491,13 +511,16 @@ impl Task {
     pub(super) fn begin_stop(&mut self) {
         self.busy = Some(SandboxBusy::Stopping);
         let work = self.teardown(sandbox::stop::GRACE);
-        self.work.spawn(async move { Outcome::SandboxStopped(sandbox::stop::stop(work).await) });
+        self.begin(Whose::Sandbox, async move { Outcome::SandboxStopped(sandbox::stop::stop(work).await) });
     }
 
     pub(super) fn begin_remove(&mut self) {
         self.busy = Some(SandboxBusy::Removing);
         let work = self.teardown(Duration::ZERO);
-        self.work.spawn(async move { Outcome::SandboxRemoved(sandbox::remove::remove(work).await) });
+        self.begin(
+            Whose::Sandbox,
+            async move { Outcome::SandboxRemoved(sandbox::remove::remove(work).await) },
+        );
     }
 
     fn teardown(&mut self, grace: Duration) -> sandbox::stop::Work {

@@ -2,6 +2,7 @@
 
 mod files;
 pub(crate) mod network;
+pub(crate) mod plugins;
 pub(crate) mod remove;
 pub(crate) mod run;
 pub(crate) mod stop;

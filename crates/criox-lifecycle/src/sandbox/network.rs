@@ -13,7 +13,7 @@ use criox_sys::durable;
 use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, failpoint};
 use crate::paths::Namespace;
 use crate::record::{self, RecordError, SandboxRecord, VERSION};
 
@@ -53,7 +53,9 @@ pub(super) async fn attach(context: &Arc<Context>, sandbox: &SandboxRecord) -> R
     let intent = context.network.prepare(&request(context, sandbox)?).map_err(failed)?;
     let mut record = NetworkRecord { version: VERSION, intent, attachment: None };
     write(&path, &record, durable::write_durable).await?;
+    failpoint("network.intended")?;
     let attachment = context.network.add(&record.intent).await.map_err(failed)?;
+    failpoint("network.added")?;
     let ips = attachment.primary_ip().into_iter().chain(attachment.additional_ips());
     let ips = ips.map(|ip| ip.to_string()).collect();
     record.attachment = Some(attachment);
@@ -62,9 +64,21 @@ pub(super) async fn attach(context: &Arc<Context>, sandbox: &SandboxRecord) -> R
     Ok(ips)
 }
 
-fn request(context: &Context, sandbox: &SandboxRecord) -> Result<AttachRequest> {
-    let config = &sandbox.config.0;
-    let metadata = config.metadata.clone().unwrap_or_default();
+/// What a pod asks of its network, checked.
+struct Asked {
+    host_ports: Vec<HostPort>,
+    bandwidth: Option<Bandwidth>,
+}
+
+/// Refuses what no network could do.
+///
+/// # Errors
+/// The field.
+pub(super) fn check(config: &v1::PodSandboxConfig) -> Result<()> {
+    asked(config).map(drop)
+}
+
+fn asked(config: &v1::PodSandboxConfig) -> Result<Asked> {
     let invalid = |error: criox_network::NetworkError| {
         Error::new(Kind::InvalidArgument, "config".to_owned()).because(error)
     };
@@ -78,6 +92,13 @@ fn request(context: &Context, sandbox: &SandboxRecord) -> Result<AttachRequest> 
         let port = HostPort::from_cri(protocol, mapping.container_port, mapping.host_port, &mapping.host_ip);
         host_ports.extend(port.map_err(invalid)?);
     }
+    Ok(Asked { host_ports, bandwidth: Bandwidth::from_annotations(&config.annotations).map_err(invalid)? })
+}
+
+fn request(context: &Context, sandbox: &SandboxRecord) -> Result<AttachRequest> {
+    let config = &sandbox.config.0;
+    let metadata = config.metadata.clone().unwrap_or_default();
+    let Asked { host_ports, bandwidth } = asked(config)?;
     Ok(AttachRequest {
         sandbox_id: sandbox.id.to_string(),
         netns: context.paths.namespace(Namespace::Network, sandbox.id.as_str()),
@@ -85,7 +106,7 @@ fn request(context: &Context, sandbox: &SandboxRecord) -> Result<AttachRequest> 
         name: metadata.name,
         uid: metadata.uid,
         host_ports,
-        bandwidth: Bandwidth::from_annotations(&config.annotations).map_err(invalid)?,
+        bandwidth,
         dns: config.dns_config.as_ref().map(|dns| Dns {
             servers: dns.servers.clone(),
             searches: dns.searches.clone(),
@@ -125,11 +146,12 @@ fn result_path(path: &Path) -> PathBuf {
 /// before which no ADD was asked for.
 pub(crate) async fn read(path: &Path) -> Result<Option<NetworkRecord>> {
     let path = path.to_owned();
-    let read = tokio::task::spawn_blocking(move || match record::read::<NetworkRecord>(&result_path(&path)) {
-        Err(RecordError::Io { .. } | RecordError::Damaged { .. }) => record::read::<NetworkRecord>(&path),
-        result => result,
-    })
-    .await;
+    let read =
+        tokio::task::spawn_blocking(move || match record::read::<NetworkRecord>(&result_path(&path)) {
+            Err(RecordError::Io { .. } | RecordError::Damaged { .. }) => record::read::<NetworkRecord>(&path),
+            result => result,
+        })
+        .await;
     match read {
         Ok(Ok(record)) => Ok(Some(record)),
         Ok(Err(RecordError::Io { source, .. })) if source.kind() == io::ErrorKind::NotFound => Ok(None),

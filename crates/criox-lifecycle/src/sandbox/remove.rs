@@ -10,7 +10,7 @@ use super::network;
 use super::stop::{self, Work};
 use crate::container::remove::erase_storage;
 use crate::context::blocking;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, failpoint};
 
 /// What the disk may take.
 const ERASE: Duration = Duration::from_secs(60);
@@ -33,6 +33,7 @@ pub(crate) async fn remove(work: Work) -> Result<()> {
         monitor?;
         stop::release(&work.context, &work.sandbox).await?;
     }
+    failpoint("sandbox.released")?;
     for target in &work.containers {
         erase_storage(&work.context, &id, &target.record.id).await?;
     }
@@ -45,6 +46,7 @@ pub(crate) async fn remove(work: Work) -> Result<()> {
             context.paths.pod(id.as_str()),
         ];
         for path in own {
+            failpoint("sandbox.directories-removed")?;
             match durable::remove_tree(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(Error::failed(format!("directories of pod sandbox {id}")).because(error));

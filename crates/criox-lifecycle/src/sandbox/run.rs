@@ -16,7 +16,7 @@ use super::stop::Work;
 use super::{files, network, remove};
 use crate::container::create::write_first_record;
 use crate::context::{Context, blocking};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, failpoint};
 use crate::monitor::{self, Connection, Launched};
 use crate::paths::Namespace;
 use crate::record::{ProcessIdentity, SandboxPhase, SandboxRecord};
@@ -52,6 +52,7 @@ pub(crate) fn validate(context: &Context, config: &v1::PodSandboxConfig, handler
     criox_spec::sandbox_user_check(config).map_err(refused)?;
     criox_spec::sandbox_sysctls(&context.default_sysctls(), config).map_err(refused)?;
     files::resolv_conf(config.dns_config.as_ref())?;
+    network::check(config)?;
     let options = status::namespace_options(config);
     if config.hostname.len() > 64 || config.hostname.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err(Error::invalid("config.hostname", format!("{:?} is not a host name", config.hostname)));
@@ -138,6 +139,7 @@ async fn steps(
         move || directories(&context, &record)
     };
     blocking("directories", &object, PREPARE, first).await?;
+    failpoint("sandbox.directories")?;
     let (launched, prepared) = tokio::join!(
         async {
             match spare {
@@ -153,19 +155,23 @@ async fn steps(
     let Launched { connection, identity } = launched?;
     *made = Some((connection.0.clone(), identity));
     prepared?;
+    failpoint("sandbox.prepared")?;
     let client = &connection.0;
     let mut record = SandboxRecord { monitor: Some(identity), ..record.clone() };
     pin(context, client, &record).await?;
+    failpoint("sandbox.pinned")?;
     record.init = start_init(context, client, &record).await?;
     let options = status::namespace_options(&record.config.0);
     record.ips = match options.network() {
         v1::NamespaceMode::Node => Vec::new(),
         _ => network::attach(context, &record).await?,
     };
+    failpoint("sandbox.attached")?;
     record.phase = SandboxPhase::Ready;
     let path = context.paths.sandbox_record(record.id.as_str());
     let written = record.clone();
     blocking("record", &object, PREPARE, move || write_first_record(&path, &written)).await?;
+    failpoint("sandbox.recorded")?;
     Ok(Created { record, connection })
 }
 

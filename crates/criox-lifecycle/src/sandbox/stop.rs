@@ -15,7 +15,7 @@ use crate::container::create::write_first_record;
 use crate::container::remove::{delete_from_runtime, remove_file};
 use crate::container::stop::{self, Target};
 use crate::context::{Context, blocking};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, failpoint};
 use crate::monitor;
 use crate::paths::Namespace;
 use crate::record::{SandboxPhase, SandboxRecord};
@@ -66,12 +66,15 @@ pub(crate) async fn stop(work: Work) -> Stopped {
 pub(super) async fn end_containers(work: &Work) -> Result<()> {
     let Work { context, sandbox, client, containers } = work;
     let ended = join_all(containers.iter().map(|target| async move {
-        stop::stop(context, client.as_ref(), target.clone()).await?;
+        let stopped = stop::stop(context, client.as_ref(), target.clone()).await?;
         let record = &target.record;
-        delete_from_runtime(context, client.as_ref(), sandbox, &record.id, &record.cgroup).await
+        // A monitor that had to be done without is not asked again.
+        let client = client.as_ref().filter(|_| stopped == stop::Stopped::Reported);
+        delete_from_runtime(context, client, sandbox, &record.id, &record.cgroup).await
     }))
     .await;
     ended.into_iter().collect::<Result<()>>()?;
+    failpoint("sandbox.containers-ended")?;
     note_end(work).await;
     Ok(())
 }
@@ -87,7 +90,10 @@ async fn note_end(work: &Work) {
     let written = blocking("record", &object, RELEASE, move || write_first_record(&path, &ended)).await;
     if let Err(error) = written {
         // A full disk keeps no pod alive.
-        tracing::warn!(error = error.chain(), "the end of a pod sandbox was not recorded; ending it all the same");
+        tracing::warn!(
+            error = error.chain(),
+            "the end of a pod sandbox was not recorded; ending it all the same"
+        );
     }
 }
 
@@ -131,6 +137,7 @@ fn kill_init(init: crate::record::ProcessIdentity) {
 
 /// Unpins the namespaces and unmounts shm.
 pub(super) async fn release(context: &Arc<Context>, sandbox: &Arc<SandboxRecord>) -> Result<()> {
+    failpoint("sandbox.network-released")?;
     let object = format!("pod sandbox {}", sandbox.id);
     let (context, sandbox) = (context.clone(), sandbox.clone());
     blocking("removal of namespaces and mounts", &object, RELEASE, move || {

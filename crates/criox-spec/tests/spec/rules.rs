@@ -127,7 +127,7 @@ fn a_later_source_of_a_variable_replaces_an_earlier_one() {
     });
     let expected = ["PATH=/bin", "TERM=xterm", "HOSTNAME=pod", "FROM_IMAGE=request", "D=1", "A=x=y"];
     assert_eq!(built.spec.process.env, strings(&expected));
-    assert_eq!(built.warnings.len(), 2, "{:?}", built.warnings);
+    assert_eq!(built.warnings.len(), 1, "one of a topic is told: {:?}", built.warnings);
 }
 
 #[test]
@@ -374,5 +374,15 @@ fn volumes_of_the_image_are_made_unless_mounted_over_or_nonsense() {
         f.mount("/mounted", |_, _| {});
     });
     assert_eq!(built.image_volumes, ["/data"]);
-    assert_eq!(built.warnings.len(), 5, "{:?}", built.warnings);
+    assert_eq!(built.warnings.len(), 1, "one of a topic is told: {:?}", built.warnings);
+}
+
+#[test]
+fn an_image_full_of_mistakes_costs_one_short_warning() {
+    let built = built(|f| {
+        f.image.volumes = vec!["relative/".repeat(1000); 50];
+        f.image.env = vec!["no value".repeat(1000); 50];
+    });
+    let [warning] = &built.warnings[..] else { panic!("{} warnings", built.warnings.len()) };
+    assert!(warning.message.len() <= 300, "{}", warning.message.len());
 }

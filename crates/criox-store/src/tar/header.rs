@@ -189,7 +189,7 @@ pub(super) fn combine(header: Header, records: &Records) -> Result<Entry, String
         mtime: records.mtime.unwrap_or(FileTime { seconds: header.mtime, nanoseconds: 0 }),
         atime: records.atime,
         device: (number(header.device.0)?, number(header.device.1)?),
-        xattrs: records.xattrs.clone(),
+        xattrs: records.xattrs.clone().into_iter().collect(),
         sparse: None,
         name,
         link,

@@ -358,18 +358,22 @@ impl<R: Read, T: Tap> Reader<R, T> {
     /// The map of PAX form 1.0, at the start of the content: decimal numbers, one a line, padded to a block.
     fn inline_sparse_map(&mut self, stored: u64) -> Result<(Vec<Extent>, u64), TarError> {
         let mut text = Vec::new();
-        let mut used = 0;
-        loop {
+        let (mut used, mut lines, mut wanted) = (0, 0, 0);
+        // Taken apart once, when all lines are there: to try at every block would take the square of its length.
+        while used == 0 || lines < wanted {
             let mut block = [0u8; BLOCK];
             if used + BLOCK as u64 > stored || text.len() as u64 > MAX_RECORD || !self.read_raw(&mut block)? {
                 return Err(self.malformed("sparse map is cut off or too long"));
             }
-            used += BLOCK as u64;
-            text.extend_from_slice(&block);
-            if let Some(extents) = sparse::parse_inline(&text).map_err(|text| self.malformed(text))? {
-                return Ok((extents, used));
+            if used == 0 {
+                wanted = sparse::inline_lines(&block).map_err(|text| self.malformed(text))?;
             }
+            used += BLOCK as u64;
+            lines += block.iter().filter(|&&b| b == b'\n').count();
+            text.extend_from_slice(&block);
         }
+        let extents = sparse::parse_inline(&text, wanted).map_err(|text| self.malformed(text))?;
+        Ok((extents, used))
     }
 
     fn malformed(&self, text: impl Into<String>) -> TarError {

@@ -1,8 +1,13 @@
 //! Extension records (POSIX pax): `length key=value`, each ended by a line feed that the length counts.
 
+use std::collections::BTreeMap;
+
 use criox_sys::inroot::FileTime;
 
 use super::{Extent, sparse};
+
+/// Most extended attributes of one member: more names than the 64 KiB that the kernel would list.
+const MAX_XATTRS: usize = 16 << 10;
 
 /// What the extension headers before a member say.
 #[derive(Debug, Default)]
@@ -16,7 +21,7 @@ pub(super) struct Records {
     pub(super) gid: Option<i64>,
     pub(super) mtime: Option<FileTime>,
     pub(super) atime: Option<FileTime>,
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     pub(super) sparse_name: Option<Vec<u8>>,
     pub(super) sparse_size: Option<u64>,
     pub(super) sparse_map: Option<Vec<Extent>>,
@@ -54,9 +59,8 @@ impl Records {
             if name.is_empty() || name.contains(&0) {
                 return Err("extended attribute without a proper name");
             }
-            self.xattrs.retain(|(known, _)| known != name);
-            self.xattrs.push((name.to_vec(), value.to_vec()));
-            return Ok(());
+            self.xattrs.insert(name.to_vec(), value.to_vec());
+            return if self.xattrs.len() > MAX_XATTRS { Err("too many extended attributes") } else { Ok(()) };
         }
         // An empty value takes back what an earlier record or a global header said.
         let text = (!value.is_empty()).then_some(value);

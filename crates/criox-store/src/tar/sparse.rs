@@ -20,24 +20,21 @@ pub(super) fn parse_old(field: &[u8], extents: &mut Vec<Extent>) -> Result<bool,
     Ok(true)
 }
 
-/// The count of extents, then offset and length of each, in lines; `None` if lines are missing yet.
-pub(super) fn parse_inline(text: &[u8]) -> Result<Option<Vec<Extent>>, &'static str> {
-    let mut lines = text.split_inclusive(|&b| b == b'\n');
-    let mut next = || -> Result<Option<u64>, &'static str> {
-        match lines.next().and_then(|line| line.strip_suffix(b"\n")) {
-            Some(line) => decimal(line).map(Some),
-            None => Ok(None),
-        }
-    };
-    let Some(count) = next()? else { return Ok(None) };
-    let count =
-        usize::try_from(count).ok().filter(|count| *count <= MAX_EXTENTS).ok_or("sparse map is too long")?;
+/// How many lines an inline map has, by the line that it begins with.
+pub(super) fn inline_lines(first_block: &[u8]) -> Result<usize, &'static str> {
+    let end = first_block.iter().position(|&b| b == b'\n').ok_or("malformed sparse map")?;
+    let count = usize::try_from(decimal(&first_block[..end])?).ok().filter(|count| *count <= MAX_EXTENTS);
+    count.map(|count| 1 + 2 * count).ok_or("sparse map is too long")
+}
+
+/// The count of extents, then offset and length of each, in lines, all of which are there.
+pub(super) fn parse_inline(text: &[u8], lines: usize) -> Result<Vec<Extent>, &'static str> {
+    let mut numbers = text.split(|&b| b == b'\n').take(lines).skip(1).map(decimal);
     let mut extents = Vec::new();
-    for _ in 0..count {
-        let (Some(offset), Some(length)) = (next()?, next()?) else { return Ok(None) };
-        push(&mut extents, Extent { offset, length })?;
+    while let (Some(offset), Some(length)) = (numbers.next(), numbers.next()) {
+        push(&mut extents, Extent { offset: offset?, length: length? })?;
     }
-    Ok(Some(extents))
+    Ok(extents)
 }
 
 /// Numbers with commas between them.

@@ -218,6 +218,33 @@ fn huge_records_are_refused_before_they_are_read() {
     check_refused(&many.0, "too long");
 }
 
+/// What this many bytes cost by the square would take minutes.
+fn check_is_quick(stream: &[u8], why: &str) {
+    let start = std::time::Instant::now();
+    check_refused(stream, why);
+    assert!(start.elapsed() < std::time::Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[test]
+fn attributes_without_end_are_refused_at_once() {
+    let records = |part: usize| -> Vec<u8> {
+        (0..36_000).flat_map(|n| format!("28 SCHILY.xattr.u.{part}{n:07}=\n").into_bytes()).collect()
+    };
+    let mut many = Archive::default();
+    for part in 0..8 {
+        many = many.entry(Header { name: b"x", kind: b'x', ..Header::default() }, &records(part));
+    }
+    check_is_quick(&many.file("f", b"").end(), "too many extended attributes");
+}
+
+#[test]
+fn a_long_sparse_map_is_taken_apart_once() {
+    let map = format!("200000\n{}", "0\n0\n".repeat(199_999));
+    let pax: [(&str, &[u8]); 3] =
+        [("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.realsize", b"0")];
+    check_is_quick(&Archive::default().pax(&pax).file("f", map.as_bytes()).end(), "cut off");
+}
+
 #[test]
 fn the_end_is_the_end_however_it_comes() {
     let members = Archive::default().file("a", b"x").0;

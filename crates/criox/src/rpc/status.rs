@@ -13,7 +13,7 @@ pub(super) async fn status(services: &Services, verbose: bool) -> v1::StatusResp
     let context = services.lifecycle.context();
     let network = context.network.status();
     let conditions = vec![
-        condition("RuntimeReady", true, "", String::new()),
+        runtime_ready(services),
         condition("NetworkReady", network.ready, network.reason, network.message.clone()),
     ];
     v1::StatusResponse {
@@ -25,6 +25,14 @@ pub(super) async fn status(services: &Services, verbose: bool) -> v1::StatusResp
             user_namespaces_host_network: false,
             mount_options: true,
         }),
+    }
+}
+
+/// Whether pods without a handler of their own can run.
+fn runtime_ready(services: &Services) -> v1::RuntimeCondition {
+    match services.lifecycle.context().handlers.get("").and_then(|handler| handler.program()) {
+        Ok(_) => condition("RuntimeReady", true, "", String::new()),
+        Err(error) => condition("RuntimeReady", false, "RuntimeHandlerMissing", error.chain()),
     }
 }
 
