@@ -344,8 +344,11 @@ impl Cri {
         std::fs::read_to_string(&path).map_err(|error| format!("cannot read {path}: {error}").into())
     }
 
-    /// Stops and removes every pod that the daemon lists.
+    /// Stops and removes every pod that the daemon lists, without grace for what runs in it.
     pub fn remove_all_pods(&self) -> Result {
+        for container in self.list(None)? {
+            self.stop(&container.id, 0)?;
+        }
         for pod in self.list_pods()? {
             self.stop_pod(&pod.id)?;
             self.remove_pod(&pod.id)?;

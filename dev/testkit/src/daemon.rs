@@ -24,6 +24,9 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long SIGTERM may take before it counts as a fault.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
+/// Monitors that the daemon keeps ready.
+const SPARES: usize = 2;
+
 /// What a daemon is started with.
 #[derive(Debug, Clone)]
 pub struct Builder {
@@ -189,7 +192,12 @@ impl Daemon {
 
     /// Where host-local keeps its leases: a file named by each address in use.
     pub fn leases_dir(&self) -> PathBuf {
-        self.dir().join("leases/criox-test")
+        self.dir().join("leases").join(self.network_name())
+    }
+
+    /// Of this daemon alone: the cache of CNI results is the machine's, and a daemon collects what is stale in its network.
+    fn network_name(&self) -> &str {
+        self.cgroup_parent.trim_start_matches('/')
     }
 
     /// Parent of all pods' cgroups.
@@ -250,8 +258,16 @@ impl Daemon {
             if let Some(status) = self.process.as_mut().and_then(|process| process.try_wait().transpose()) {
                 return Err(format!("the daemon ended with {}", status?).into());
             }
-            Ok(std::os::unix::net::UnixStream::connect(&socket).ok().map(drop))
+            // Its own: a child of the one before can hold the old socket for a moment.
+            let peer = std::os::unix::net::UnixStream::connect(&socket).ok().and_then(|stream| {
+                rustix::net::sockopt::socket_peercred(stream).ok()
+            });
+            let own = self.process.as_ref().map(Pid::from_child);
+            Ok(peer.filter(|peer| Some(peer.pid) == own).map(drop))
         });
+        if self.process.as_mut().is_some_and(|process| !matches!(process.try_wait(), Ok(None))) {
+            self.process = None;
+        }
         started.map_err(|error| format!("{error}; its log ends: {}", tail(&self.log())).into())
     }
 
@@ -303,9 +319,14 @@ impl Daemon {
         }
     }
 
-    /// What pods have left, while the daemon runs or not: [`leftovers`], and addresses that are still leased.
+    /// What pods have left, while the daemon runs or not: [`leftovers()`], and addresses that are still leased.
+    ///
+    /// The store's home is no pod's: like all programs on containers/storage the daemon binds it onto itself, for good.
     pub fn leftovers(&self) -> Vec<String> {
         let mut found = leftovers(&self.traces());
+        let home = format!("mount {}", self.root().join("overlay").display());
+        found.retain(|line| *line != home);
+        self.forgive_spares(&mut found);
         if let Ok(entries) = std::fs::read_dir(self.leases_dir()) {
             let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
             found.extend(
@@ -315,6 +336,21 @@ impl Daemon {
             );
         }
         found
+    }
+
+    /// A running daemon keeps monitors ready for pods that nobody has asked for yet; one too many is a leftover again.
+    fn forgive_spares(&self, found: &mut Vec<String>) {
+        if self.process.is_none() {
+            return;
+        }
+        let ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let spare = |line: &String| {
+            line.split_once(" --sandbox-id ")
+                .is_some_and(|(_, rest)| !ids.iter().any(|id| rest.starts_with(id)))
+        };
+        if found.iter().filter(|line| spare(line)).count() <= SPARES {
+            found.retain(|line| !spare(line));
+        }
     }
 
     /// Removes every pod through the daemon (started again if it is dead), ends it, and fails if anything is left.
@@ -403,7 +439,7 @@ plugin_dirs = ["{plugins}"]
     fn render_network(&self) -> String {
         serde_json::json!({
             "cniVersion": "1.0.0",
-            "name": "criox-test",
+            "name": self.network_name(),
             "plugins": [
                 {
                     "type": "bridge", "bridge": "crioxtest0", "isGateway": true, "ipMasq": true, "hairpinMode": true,

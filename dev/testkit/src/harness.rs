@@ -20,6 +20,12 @@ pub type Test = (&'static str, fn() -> Result);
 /// How long one test may take before the whole run is given up: a hanging test has no way to be ended alone.
 const TEST_LIMIT: Duration = Duration::from_secs(300);
 
+/// `$CRIOX_TEST_LIMIT` seconds, for runs that are long on purpose, else [`TEST_LIMIT`].
+fn test_limit() -> Duration {
+    let asked = std::env::var("CRIOX_TEST_LIMIT").ok().and_then(|text| text.parse().ok());
+    asked.map_or(TEST_LIMIT, Duration::from_secs)
+}
+
 /// Set in the environment of the inner run, so that it doesn't start a third: the mount and the network namespace of the
 /// outer one, as `/proc/self/ns` names them.
 pub const INSIDE: &str = "CRIOX_TEST_SANDBOXED";
@@ -93,6 +99,12 @@ enum Outcome {
 /// Without root nothing runs: each test is named with the reason, and the exit code is 0, so that `cargo test` can be
 /// called by a user. With `CRIOX_TESTS_NEED_ROOT` set (the gate) that is a failure.
 pub fn run(tests: &[Test]) -> ExitCode {
+    run_then(tests, || Ok(()))
+}
+
+/// The same for tests that share something (see [`crate::Shared`]): `finish` gives it back after the last test, and its
+/// failure is one more failed test. It is called also when the run is given up.
+pub fn run_then(tests: &[Test], finish: fn() -> Result) -> ExitCode {
     let filter = match Filter::parse(std::env::args().skip(1)) {
         Ok(filter) => filter,
         Err(error) => {
@@ -121,7 +133,7 @@ pub fn run(tests: &[Test]) -> ExitCode {
     if std::env::var_os(INSIDE).is_none() {
         return run_inside();
     }
-    run_all(&chosen, tests.len())
+    run_all(&chosen, tests.len(), finish)
 }
 
 /// Starts this very program, with its arguments, inside the namespaces.
@@ -156,11 +168,14 @@ pub fn namespaces() -> String {
     format!("{} {}", name("mnt").display(), name("net").display())
 }
 
-fn run_all(chosen: &[&Test], all: usize) -> ExitCode {
+/// The name of the common end in the report.
+const FINISH: &str = "what the tests shared is given back";
+
+fn run_all(chosen: &[&Test], all: usize, finish: fn() -> Result) -> ExitCode {
     let (mut passed, mut skipped, mut failed) = (0, 0, Vec::new());
     for (name, test) in chosen {
         let start = Instant::now();
-        match run_one(name, *test) {
+        match run_one(name, *test, finish) {
             Outcome::Passed => {
                 passed += 1;
                 println!("test {name} ... ok ({:.2} s)", start.elapsed().as_secs_f64());
@@ -177,6 +192,10 @@ fn run_all(chosen: &[&Test], all: usize) -> ExitCode {
             }
         }
     }
+    if let Outcome::Failed(reason) = run_one(FINISH, finish, || Ok(())) {
+        failed.push(FINISH);
+        eprintln!("failed: {FINISH}: {reason}");
+    }
     let filtered = all - chosen.len();
     println!("\n{passed} passed, {} failed, {skipped} skipped, {filtered} filtered out", failed.len());
     for name in &failed {
@@ -186,7 +205,7 @@ fn run_all(chosen: &[&Test], all: usize) -> ExitCode {
 }
 
 /// A thread of its own, so that a test that hangs is named instead of hanging the run.
-fn run_one(name: &'static str, test: fn() -> Result) -> Outcome {
+fn run_one(name: &'static str, test: fn() -> Result, finish: fn() -> Result) -> Outcome {
     let (sender, receiver) = mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().name(name.chars().take(15).collect()).spawn(move || {
         // The receiver is gone only when this run is being given up.
@@ -195,8 +214,11 @@ fn run_one(name: &'static str, test: fn() -> Result) -> Outcome {
     if let Err(error) = thread {
         return Outcome::Failed(format!("no thread for it: {error}"));
     }
-    receiver.recv_timeout(TEST_LIMIT).unwrap_or_else(|_| {
-        eprintln!("failed: {name}: still running after {} s; giving up the run", TEST_LIMIT.as_secs());
+    receiver.recv_timeout(test_limit()).unwrap_or_else(|_| {
+        eprintln!("failed: {name}: still running after {} s; giving up the run", test_limit().as_secs());
+        if let Err(error) = finish() {
+            eprintln!("failed: {FINISH}: {}", chain(error.as_ref()));
+        }
         std::process::exit(101);
     })
 }

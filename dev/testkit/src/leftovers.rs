@@ -44,7 +44,7 @@ pub fn leftovers(traces: &Traces) -> Vec<String> {
 }
 
 /// Mount points of this namespace that are ours, the deepest first.
-pub(crate) fn mounts(traces: &Traces) -> Vec<PathBuf> {
+pub fn mounts(traces: &Traces) -> Vec<PathBuf> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut points: Vec<PathBuf> = text
         .lines()
@@ -68,7 +68,7 @@ fn hierarchies() -> Vec<PathBuf> {
 }
 
 /// Our cgroups, the deepest first; a parent that is empty is no leftover, for the kubelet makes and removes it.
-pub(crate) fn cgroups(traces: &Traces) -> Vec<PathBuf> {
+pub fn cgroups(traces: &Traces) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for hierarchy in hierarchies() {
         let parents: Vec<PathBuf> = traces
@@ -108,7 +108,7 @@ pub(crate) fn remove_cgroup_parents(traces: &Traces) {
 }
 
 /// Living processes whose command line, working directory or cgroup is ours. A zombie is its parent's affair.
-pub(crate) fn processes(traces: &Traces) -> Vec<(u32, String)> {
+pub fn processes(traces: &Traces) -> Vec<(u32, String)> {
     let mut found = Vec::new();
     let Ok(entries) = fs::read_dir("/proc") else { return found };
     for entry in entries.flatten() {

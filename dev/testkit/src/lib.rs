@@ -7,9 +7,10 @@
 //! | [`image`] | images and indexes from such layers |
 //! | [`registry`] | a real registry on loopback, which can be frozen, spoilt and asked for a password |
 //! | [`daemon`] | the daemon with everything of its own in a temporary directory |
+//! | [`shared`] | a daemon, a registry and an image that several tests use, one after the other |
 //! | [`standin`] | CNI plugins and OCI runtimes that fail and hang when told to |
 //! | [`cri`] | a blocking CRI client |
-//! | [`leftovers`] | what a dead pod should not have left |
+//! | [`mod@leftovers`] | what a dead pod should not have left |
 
 pub mod cri;
 pub mod daemon;
@@ -17,6 +18,7 @@ pub mod harness;
 pub mod image;
 pub mod leftovers;
 pub mod registry;
+pub mod shared;
 pub mod standin;
 pub mod tar;
 
@@ -25,6 +27,7 @@ pub use daemon::Daemon;
 pub use image::{Compression, Image, ImageBuilder, busybox_image};
 pub use leftovers::{Traces, leftovers};
 pub use registry::Registry;
+pub use shared::{Node, Shared};
 pub use standin::{Behaviour, StandIn};
 pub use tar::Entry;
 
@@ -32,7 +35,7 @@ pub use tar::Entry;
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// The result of a test and of everything that a test calls here.
-pub type Result<T = ()> = std::result::Result<T, Error>;
+pub type Result<T = (), E = Error> = std::result::Result<T, E>;
 
 /// Asks `ready` every 10 ms until it has a value; after `limit` the error says what was waited for.
 pub fn wait_for<T>(

@@ -1,0 +1,106 @@
+//! Those who don't answer: everything hangs at once, each ends in its time with an error that names it, and everybody
+//! else is served meanwhile.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use criox_cri::v1::{ListContainersRequest, ListPodSandboxRequest, StatusRequest};
+use testkit::harness::Test;
+use testkit::{Behaviour, Node, Result};
+
+use crate::{StandIns, refused, still_works, with_stand_ins};
+
+pub(crate) const TESTS: &[Test] = &[(
+    "a registry, a plugin and a runtime that hang are given up with a name, and others are served meanwhile",
+    || with_stand_ins(all_hang),
+)];
+
+/// What anybody may have to wait for an answer that needs nothing of those who hang.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+fn all_hang(node: &Node, stand_ins: &StandIns) -> Result {
+    let config = node.cri.host_network_pod("hang");
+    let pod = node.cri.run_pod(&config)?;
+    let running = node.cri.container("running", &node.image, &["sleep", "1000"]);
+    let running = node.cri.create(&pod, &running, &config)?;
+    node.cri.start(&running)?;
+    node.registry.freeze()?;
+    stand_ins.bridge.set("ADD", Behaviour::Hang)?;
+    stand_ins.runtime.set("create", Behaviour::Hang)?;
+    let ended = AtomicBool::new(false);
+    let result = std::thread::scope(|scope| -> Result {
+        let served = scope.spawn(|| others_are_served(node, &running, &ended));
+        let pull = scope.spawn(|| {
+            let reference = format!("{}/hanging:1", node.registry.address());
+            let status = refused(node.cri.pull(&reference), &[&reference])?;
+            assert!(status.message().starts_with("RegistryUnavailable"), "{status}");
+            Ok(())
+        });
+        let create = scope.spawn(|| {
+            let container = node.cri.container("hanging", &node.image, &["true"]);
+            refused(node.cri.create(&pod, &container, &config), &["create", "30"])?;
+            Ok(())
+        });
+        let network = scope.spawn(|| {
+            refused(node.cri.run_pod(&node.cri.pod("hanging")), &["bridge", "60"])?;
+            Ok(())
+        });
+        let outcomes: Vec<Result> =
+            [pull, create, network].into_iter().map(|hanging| hanging.join().expect("no panic")).collect();
+        ended.store(true, Ordering::Relaxed);
+        let served = served.join().expect("no panic");
+        outcomes.into_iter().chain([served]).collect()
+    });
+    node.registry.thaw()?;
+    result?;
+    stand_ins.bridge.set("ADD", Behaviour::Real)?;
+    stand_ins.runtime.set("create", Behaviour::Real)?;
+    assert_eq!(node.cri.list(None)?.len(), 1, "only the one that ran before");
+    node.cri.remove_pod(&pod)?;
+    assert_eq!(node.daemon.leftovers(), Vec::<String>::new());
+    node.cri.pull(&node.image)?;
+    still_works(node)
+}
+
+/// Asks all that a kubelet asks in between, until told to stop.
+fn others_are_served(node: &Node, running: &str, ended: &AtomicBool) -> Result {
+    let cri = &node.cri;
+    let timed = |what: &str, call: &dyn Fn() -> Result<(), tonic::Status>| -> Result {
+        let begun = Instant::now();
+        call().map_err(|status| format!("{what}: {status}"))?;
+        assert!(begun.elapsed() < PATIENCE, "{what} took {:?}", begun.elapsed());
+        Ok(())
+    };
+    let mut round = 0;
+    while !ended.load(Ordering::Relaxed) {
+        timed("Version", &|| cri.version().map(drop))?;
+        timed("Status", &|| cri.call(cri.runtime().status(StatusRequest { verbose: true })).map(drop))?;
+        timed("ListPodSandbox", &|| {
+            cri.call(cri.runtime().list_pod_sandbox(ListPodSandboxRequest::default())).map(drop)
+        })?;
+        timed("ListContainers", &|| {
+            cri.call(cri.runtime().list_containers(ListContainersRequest::default())).map(drop)
+        })?;
+        timed("ListImages", &|| cri.list_images().map(drop))?;
+        timed("ImageStatus", &|| cri.image(&node.image).map(drop))?;
+        timed("ContainerStatus", &|| cri.status(running).map(drop))?;
+        timed("ExecSync", &|| cri.exec(running, &["true"], 5).map(drop))?;
+        // Whole lives of other pods, with a runtime and a network that work.
+        if round % 20 == 0 {
+            other_pod(node)?;
+        }
+        round += 1;
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+fn other_pod(node: &Node) -> Result {
+    let config = node.cri.host_network_pod("other");
+    let pod = node.cri.run_pod_as(&config, "real")?;
+    let id = node.cri.create(&pod, &node.cri.container("c", &node.image, &["sleep", "1000"]), &config)?;
+    node.cri.start(&id)?;
+    node.cri.stop(&id, 0)?;
+    node.cri.remove_pod(&pod)?;
+    Ok(())
+}

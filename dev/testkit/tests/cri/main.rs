@@ -1,0 +1,72 @@
+//! What CRI obliges to, asked of the running daemon over its socket: each test is one sentence of the interface.
+//!
+//! | module | about |
+//! |---|---|
+//! | [`pod`] | a pod to test in |
+//! | [`lifecycle`] | states, and requests that are repeated or come too late |
+//! | [`join`] | creations that are retried |
+//! | [`lists`] | filters, labels, annotations |
+//! | [`namespaces`] | what containers share with their pod, the node and each other |
+//! | [`files`] | what lies in a container: files of the pod, mounts, devices |
+//! | [`process`] | who a container's process is, and what it may |
+//! | [`resources`] | cgroups and limits |
+//! | [`signals`] | how a container is stopped |
+//! | [`logs`] | the log format |
+//! | [`events`] | GetContainerEvents |
+//! | [`images`] | the image service |
+//! | [`socket`] | the socket itself: HTTP, mode, sizes, what is not there |
+//! | [`handlers`] | each runtime |
+
+mod events;
+mod files;
+mod handlers;
+mod images;
+mod join;
+mod lifecycle;
+mod lists;
+mod logs;
+mod namespaces;
+mod pod;
+mod process;
+mod resources;
+mod signals;
+mod socket;
+
+use std::process::ExitCode;
+
+use testkit::daemon::peer;
+use testkit::harness::Test;
+use testkit::{Daemon, Node, Shared};
+
+/// The daemon of all these tests.
+static NODE: Shared = Shared::new(|| {
+    Node::start(|registry| {
+        let mut builder = Daemon::builder().registry(registry).runtime("crun", "").runtime("runc", "");
+        for name in handlers::PEERS {
+            // Without them the test about handlers says so.
+            if let Ok(path) = peer(name) {
+                builder = builder.runtime(&handlers::of_peer(name), path);
+            }
+        }
+        builder.drop_in("[crio.runtime]\ndefault_ulimits = [\"nofile=1000:2000\"]\n").start()
+    })
+});
+
+fn main() -> ExitCode {
+    let modules: &[&[Test]] = &[
+        lifecycle::TESTS,
+        join::TESTS,
+        lists::TESTS,
+        namespaces::TESTS,
+        files::TESTS,
+        process::TESTS,
+        resources::TESTS,
+        signals::TESTS,
+        logs::TESTS,
+        events::TESTS,
+        images::TESTS,
+        socket::TESTS,
+        handlers::TESTS,
+    ];
+    testkit::harness::run_then(&modules.concat(), || NODE.finish())
+}
