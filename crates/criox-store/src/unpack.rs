@@ -35,14 +35,21 @@ pub struct UnpackLimits {
     pub max_bytes: u64,
     /// Members.
     pub max_entries: u64,
+    /// Bytes of the directories' paths together: they are kept in memory until the end.
+    pub max_directory_paths: usize,
     /// Bytes that stay free on the filesystem.
     pub reserve_bytes: u64,
 }
 
 impl Default for UnpackLimits {
-    /// 1 TiB, two million members, 64 MiB.
+    /// 1 TiB, two million members, 64 MiB of paths, 64 MiB free.
     fn default() -> Self {
-        Self { max_bytes: 1 << 40, max_entries: 2_000_000, reserve_bytes: 64 << 20 }
+        Self {
+            max_bytes: 1 << 40,
+            max_entries: 2_000_000,
+            max_directory_paths: 64 << 20,
+            reserve_bytes: 64 << 20,
+        }
     }
 }
 
@@ -128,6 +135,8 @@ struct Extractor<'a> {
     parent: Option<(PathBuf, OwnedFd)>,
     /// Times of directories, set when nothing changes them any more.
     times: Vec<(PathBuf, u64, FileTime, FileTime)>,
+    /// Bytes of their paths.
+    directory_paths: usize,
     seen: HashSet<[u64; 2]>,
     hashers: [RandomState; 2],
     entries: u64,
@@ -145,6 +154,7 @@ impl<'a> Extractor<'a> {
             limits,
             parent: None,
             times: Vec::new(),
+            directory_paths: 0,
             seen: HashSet::new(),
             hashers: [RandomState::new(), RandomState::new()],
             entries: 0,
@@ -339,6 +349,10 @@ impl<'a> Extractor<'a> {
             xattr::set(fd.as_fd(), OPAQUE_ATTRIBUTE.as_ref(), b"y")?;
         }
         self.finish(entry, fd.as_fd())?;
+        self.directory_paths += path.as_os_str().len();
+        if self.directory_paths > self.limits.max_directory_paths {
+            return Err(Failure::Refused("the paths of the layer's directories are too long together"));
+        }
         let inode = rustix::fs::fstat(&fd)?.st_ino;
         let (access, modification) = times(entry);
         self.times.push((path.to_owned(), inode, access, modification));

@@ -294,6 +294,13 @@ fn limits_and_broken_input_end_the_unpacking() {
     let limits = UnpackLimits::default();
     assert!(matches!(unpack(&UnpackLimits { max_bytes: 8000, ..limits.clone() }), Err(Error::Content(_))));
     assert!(matches!(unpack(&UnpackLimits { max_entries: 1, ..limits.clone() }), Err(Error::Content(_))));
+    let directories = Archive::default().dir("one/").dir("two/").end();
+    let unpack_directories = |max_directory_paths| {
+        let limits = UnpackLimits { max_directory_paths, ..limits.clone() };
+        place.store.stage_layer().unwrap().unpack(&directories[..], &limits)
+    };
+    assert!(matches!(unpack_directories(5), Err(Error::Content(_))));
+    assert!(unpack_directories(6).is_ok());
     let full = unpack(&UnpackLimits { reserve_bytes: u64::MAX, ..limits.clone() }).unwrap_err();
     assert!(full.is_out_of_space(), "{full:?}");
     struct Broken;
