@@ -114,11 +114,23 @@ impl Cache {
     /// Removes an attachment's file; it is no error when there is none.
     pub(crate) fn remove(&self, network: &str, id: &str, ifname: &str) -> Result<(), NetworkError> {
         let Some(path) = self.path(network, id, ifname) else { return Ok(()) };
+        self.remove_unfinished(&path);
         match std::fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(NetworkError::Io { stage: "remove the CNI cache file", path, source })
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Removes what writing the file left when it was cut short. What can't be removed costs a name in a directory.
+    fn remove_unfinished(&self, path: &Path) {
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return };
+        let unfinished = format!(".tmp-{name}");
+        for entry in std::fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&unfinished) {
+                drop(std::fs::remove_file(entry.path()));
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use criox_config::registries::ShortNameMode;
+use criox_config::value::ShortNameMode;
 use criox_config::{AuthFile, Config, Policy, Registries, StorageConf, StoreOptions};
 use libfuzzer_sys::fuzz_target;
 
@@ -19,7 +19,7 @@ fuzz_target!(|data: &[u8]| {
                     assert!(endpoints.iter().all(|endpoint| !endpoint.host.is_empty()));
                 }
             }
-            drop(registries.resolve_short_name("busybox", ShortNameMode::Permissive));
+            drop(registries.resolve_short_name("busybox", ShortNameMode::Enforcing));
         }
         2 => {
             let Ok(storage) = StorageConf::parse(path, bytes) else { return };

@@ -259,9 +259,9 @@ impl Daemon {
                 return Err(format!("the daemon ended with {}", status?).into());
             }
             // Its own: a child of the one before can hold the old socket for a moment.
-            let peer = std::os::unix::net::UnixStream::connect(&socket).ok().and_then(|stream| {
-                rustix::net::sockopt::socket_peercred(stream).ok()
-            });
+            let peer = std::os::unix::net::UnixStream::connect(&socket)
+                .ok()
+                .and_then(|stream| rustix::net::sockopt::socket_peercred(stream).ok());
             let own = self.process.as_ref().map(Pid::from_child);
             Ok(peer.filter(|peer| Some(peer.pid) == own).map(drop))
         });

@@ -1,4 +1,5 @@
 //! After `kill -9` of the daemon, of a monitor, of everything: a restart brings records and reality together.
+#![expect(clippy::disallowed_methods, reason = "a fault removes trees without care")]
 
 mod faults;
 

@@ -29,10 +29,8 @@ use testkit::{Daemon, Node, Result, Shared, StandIn};
 /// The daemon of most of these tests: its default runtime and its bridge plugin are stand-ins, `real` is crun itself, and
 /// `absent` has no program.
 static NODE: Shared = Shared::new(|| {
-    let stand_ins = StandIns {
-        bridge: StandIn::plugin("bridge", &plugins_dir())?,
-        runtime: StandIn::runtime(&crun()?)?,
-    };
+    let stand_ins =
+        StandIns { bridge: StandIn::plugin("bridge", &plugins_dir())?, runtime: StandIn::runtime(&crun()?)? };
     let node = Node::start(|registry| {
         let mut daemon = Daemon::builder()
             .registry(registry)

@@ -21,7 +21,11 @@ fn sources(node: &Node) -> Result {
         assert!(node.cri.list(None)?.is_empty());
         Ok(())
     };
-    let bind = |host: &str| Mount { host_path: host.to_owned(), container_path: "/data".to_owned(), ..Mount::default() };
+    let bind = |host: &str| Mount {
+        host_path: host.to_owned(),
+        container_path: "/data".to_owned(),
+        ..Mount::default()
+    };
     let field = "mounts[0].host_path";
     check(bind("/etc/hostname/below-a-file"), &[field, "/etc/hostname/below-a-file"])?;
     check(bind("/proc/no-such-file/x"), &[field, "/proc/no-such-file/x"])?;
@@ -29,7 +33,10 @@ fn sources(node: &Node) -> Result {
     check(bind("relative"), &[field, "relative"])?;
     check(bind(&format!("/{}", "x".repeat(5000))), &[field])?;
     let image = Some(ImageSpec { image: node.image.clone(), ..ImageSpec::default() });
-    check(Mount { image, host_path: String::new(), ..bind("") }, &["mounts[0].image", "ImageVolumeMountFailed"])?;
+    check(
+        Mount { image, host_path: String::new(), ..bind("") },
+        &["mounts[0].image", "ImageVolumeMountFailed"],
+    )?;
     let both = Mount { recursive_read_only: true, ..bind("/etc") };
     check(both, &["mounts[0]", "recursive_read_only"])?;
     still_works(node)
@@ -38,7 +45,9 @@ fn sources(node: &Node) -> Result {
 fn targets(node: &Node) -> Result {
     let config = node.cri.host_network_pod("targets");
     let pod = node.cri.run_pod_as(&config, "real")?;
-    for (name, host, inside) in [("file-on-dir", "/etc/hostname", "/root"), ("dir-on-file", "/etc", "/bin/busybox")] {
+    for (name, host, inside) in
+        [("file-on-dir", "/etc/hostname", "/root"), ("dir-on-file", "/etc", "/bin/busybox")]
+    {
         let mut container = node.cri.container(name, &node.image, &["true"]);
         container.mounts =
             vec![Mount { host_path: host.to_owned(), container_path: inside.to_owned(), ..Mount::default() }];

@@ -18,7 +18,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("a plugin that fails after its work is undone", || {
         with_stand_ins(|node, stand_ins| failing_add(node, stand_ins, Behaviour::FailAfter))
     }),
-    ("a plugin that doesn't undo fails the stop, and the repeated stop succeeds", || with_stand_ins(failing_del)),
+    ("a plugin that doesn't undo fails the stop, and the repeated stop succeeds", || {
+        with_stand_ins(failing_del)
+    }),
     ("a plugin that isn't there makes the network not ready, by name", || NODE.test(missing_plugin)),
     ("a network configuration that can't be read is named and passed over", || NODE.test(malformed)),
 ];
@@ -78,7 +80,10 @@ impl Drop for Conflist {
 fn network(node: &Node) -> Result<RuntimeCondition> {
     let status = node.cri.call(node.cri.runtime().status(StatusRequest { verbose: true }))?;
     let conditions = status.status.ok_or("a status")?.conditions;
-    conditions.into_iter().find(|condition| condition.r#type == "NetworkReady").ok_or_else(|| "no such condition".into())
+    conditions
+        .into_iter()
+        .find(|condition| condition.r#type == "NetworkReady")
+        .ok_or_else(|| "no such condition".into())
 }
 
 fn missing_plugin(node: &Node) -> Result {
@@ -110,7 +115,12 @@ fn without_plugin(node: &Node) -> Result {
 }
 
 fn malformed(node: &Node) -> Result {
-    for text in ["not json", "{}", r#"{"cniVersion": "1.0.0", "name": "bad", "plugins": []}"#, r#"{"cniVersion": "9.9.9", "name": "bad", "plugins": [{"type": "bridge"}]}"#] {
+    for text in [
+        "not json",
+        "{}",
+        r#"{"cniVersion": "1.0.0", "name": "bad", "plugins": []}"#,
+        r#"{"cniVersion": "9.9.9", "name": "bad", "plugins": [{"type": "bridge"}]}"#,
+    ] {
         let conflist = Conflist::new(node, text)?;
         let told = wait_for(&format!("{text} to be noticed"), LIMIT, || {
             let status = node.cri.call(node.cri.runtime().status(StatusRequest { verbose: true }))?;

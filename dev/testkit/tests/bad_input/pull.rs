@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{UnmountFlags, unmount};
 use testkit::harness::Test;
 use testkit::image::Blob;
 use testkit::tar::archive;
@@ -153,7 +153,11 @@ fn other_architecture(node: &Node) -> Result {
     let index = testkit::image::index(&[&image])?;
     node.registry.push_manifest("bad/architecture", "1", &index)?;
     let reference = format!("{}/bad/architecture:1", node.registry.address());
-    check(node, &reference, &["linux", std::env::consts::ARCH.replace("x86_64", "amd64").replace("aarch64", "arm64").as_str()])?;
+    check(
+        node,
+        &reference,
+        &["linux", std::env::consts::ARCH.replace("x86_64", "amd64").replace("aarch64", "arm64").as_str()],
+    )?;
     Ok(())
 }
 
@@ -222,7 +226,11 @@ fn harmless(node: &Node, name: &str, entries: &[Entry]) -> Result {
 }
 
 fn escaping(node: &Node) -> Result {
-    harmless(node, "dots", &[Entry::file("../criox-escaped", "x"), Entry::file("../../../../../../tmp/criox-escaped", "x")])?;
+    harmless(
+        node,
+        "dots",
+        &[Entry::file("../criox-escaped", "x"), Entry::file("../../../../../../tmp/criox-escaped", "x")],
+    )?;
     harmless(node, "absolute", &[Entry::file("/tmp/criox-escaped", "x")])?;
     harmless(node, "inner-dots", &[Entry::dir("a"), Entry::file("a/../../criox-escaped", "x")])?;
     harmless(node, "whiteout", &[Entry::file("../.wh.criox-escaped", ""), Entry::file(".wh...", "")])?;
@@ -235,16 +243,28 @@ fn links(node: &Node) -> Result {
     let path = secret.display().to_string();
     fs::OpenOptions::new().append(true).create(true).open(&secret)?;
     harmless(node, "link", &[Entry::symlink("out", "/tmp"), Entry::file("out/criox-escaped", "x")])?;
-    harmless(node, "link-dots", &[Entry::symlink("up", "../../../../../tmp"), Entry::file("up/criox-escaped", "x")])?;
-    harmless(node, "link-chain", &[
-        Entry::dir("d"),
-        Entry::symlink("d/one", ".."),
-        Entry::symlink("two", "d/one/.."),
-        Entry::file("two/criox-escaped", "x"),
-    ])?;
+    harmless(
+        node,
+        "link-dots",
+        &[Entry::symlink("up", "../../../../../tmp"), Entry::file("up/criox-escaped", "x")],
+    )?;
+    harmless(
+        node,
+        "link-chain",
+        &[
+            Entry::dir("d"),
+            Entry::symlink("d/one", ".."),
+            Entry::symlink("two", "d/one/.."),
+            Entry::file("two/criox-escaped", "x"),
+        ],
+    )?;
     harmless(node, "hard-link", &[Entry::hardlink("stolen", &path), Entry::file("stolen", "overwritten")])?;
     harmless(node, "link-to-file", &[Entry::symlink("alias", &path), Entry::file("alias", "overwritten")])?;
-    harmless(node, "opaque", &[Entry::symlink("gone", &node.daemon.dir().display().to_string()), Entry::opaque("gone")])?;
+    harmless(
+        node,
+        "opaque",
+        &[Entry::symlink("gone", &node.daemon.dir().display().to_string()), Entry::opaque("gone")],
+    )?;
     assert_eq!(fs::read(&secret)?, b"", "a file of the node was written to");
     let links = std::os::unix::fs::MetadataExt::nlink(&fs::metadata(&secret)?);
     assert_eq!(links, 1, "a file of the node was linked into a layer");
@@ -264,14 +284,23 @@ fn noise(size: usize) -> Vec<u8> {
     bytes
 }
 
+fn run(program: &str, args: &[&std::ffi::OsStr]) -> Result {
+    let status = std::process::Command::new(program).args(args).status()?;
+    if status.success() { Ok(()) } else { Err(format!("{program} ended with {status}").into()) }
+}
+
 fn disk_full() -> Result {
     let registry = Registry::start()?;
     let small = busybox_image()?.build()?.push(&registry, "full/small", "1")?;
     let files: Vec<Entry> = (0..8).map(|n| Entry::file(&format!("big-{n}"), noise(6 << 20))).collect();
-    let big = busybox_image()?.layer(&files[..4]).layer(&files[4..]).build()?.push(&registry, "full/big", "1")?;
+    let big =
+        busybox_image()?.layer(&files[..4]).layer(&files[4..]).build()?.push(&registry, "full/big", "1")?;
     let mut daemon = Daemon::builder().registry(&registry).prepare()?;
     let root = daemon.root();
-    mount("criox-test-full", &root, "tmpfs", MountFlags::empty(), Some(c"size=40m"))?;
+    let disk = daemon.dir().join("disk");
+    fs::OpenOptions::new().write(true).create_new(true).open(&disk)?.set_len(48 << 20)?;
+    run("mkfs.ext4", &["-q".as_ref(), disk.as_os_str()])?;
+    run("mount", &["-o".as_ref(), "loop".as_ref(), disk.as_os_str(), root.as_os_str()])?;
     let result = on_small_disk(&mut daemon, &small, &big);
     // The daemon's end first, then what it bound, then the disk.
     let ended = daemon.terminate();
@@ -297,7 +326,13 @@ fn on_small_disk(daemon: &mut Daemon, small: &str, big: &str) -> Result {
     assert!(cri.list_images()?.is_empty());
     // There is room for a small one, and it runs. Layers of the failed pull may still be ending: a pull that shares one
     // shares its failure, and is repeated as a kubelet would.
-    testkit::wait_for("a small image to be pulled", std::time::Duration::from_secs(10), || Ok(cri.pull(small).ok()))?;
+    if let Err(first) = cri.pull(small) {
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        cri.pull(small).map_err(|error| {
+            let free = rustix::fs::statvfs(daemon.root()).map(|stat| stat.f_bavail * stat.f_frsize);
+            format!("{error}; before: {first}; free: {free:?}; {:?}", contents(&daemon.root().join("overlay")))
+        })?;
+    }
     let (pod, container) = cri.run("small", small, &["sleep", "100"])?;
     assert_eq!(cri.exec(&container, &["cat", "/etc/hello"], 10)?.stdout, b"hello from the image\n");
     cri.stop(&container, 0)?;

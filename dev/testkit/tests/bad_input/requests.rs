@@ -27,7 +27,11 @@ pub(crate) const TESTS: &[Test] = &[
 /// The daemon must have said nothing of a panic in all its life.
 fn no_panic(node: &Node) -> Result {
     let log = node.daemon.log();
-    assert!(!log.contains("panicked"), "{}", log.lines().filter(|line| line.contains("panicked")).collect::<String>());
+    assert!(
+        !log.contains("panicked"),
+        "{}",
+        log.lines().filter(|line| line.contains("panicked")).collect::<String>()
+    );
     node.cri.version()?;
     Ok(())
 }
@@ -108,7 +112,17 @@ fn path_ids(node: &Node) -> Result {
     let outside = node.daemon.dir().join("outside");
     std::fs::create_dir_all(&outside)?;
     let near = format!("../../{}", outside.file_name().unwrap_or_default().to_string_lossy());
-    for id in ["../../../etc", "/etc/passwd", ".", "..", "a/b", "\u{0}", "%2e%2e", near.as_str(), &"f".repeat(1 << 20)] {
+    for id in [
+        "../../../etc",
+        "/etc/passwd",
+        ".",
+        "..",
+        "a/b",
+        "\u{0}",
+        "%2e%2e",
+        near.as_str(),
+        &"f".repeat(1 << 20),
+    ] {
         for status in [
             cri.status(id).map(drop),
             cri.pod_status(id).map(drop),
@@ -178,13 +192,19 @@ fn malformed(node: &Node) -> Result {
     let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio.block_on(async {
         let mut grpc = tonic::client::Grpc::new(channel(node));
-        for method in ["Version", "RunPodSandbox", "CreateContainer", "ListContainers", "ExecSync", "NoSuchMethod"] {
+        for method in
+            ["Version", "RunPodSandbox", "CreateContainer", "ListContainers", "ExecSync", "NoSuchMethod"]
+        {
             grpc.ready().await?;
             let path = format!("/runtime.v1.RuntimeService/{method}").parse()?;
             // Where a text or a message is expected there is a number.
             let request = tonic::Request::new(v1::Int64Value { value: -1 });
             let codec = ProstCodec::<v1::Int64Value, v1::VersionResponse>::default();
-            let status = grpc.unary(request, path, codec).await.err().ok_or_else(|| format!("{method} took a number"))?;
+            let status = grpc
+                .unary(request, path, codec)
+                .await
+                .err()
+                .ok_or_else(|| format!("{method} took a number"))?;
             let expected: &[Code] = match method {
                 "NoSuchMethod" => &[Code::Unimplemented],
                 _ => &[Code::Internal, Code::InvalidArgument],
@@ -235,7 +255,8 @@ fn extremes(node: &Node) -> Result {
         refused(node.cri.create(&pod, &container, &config), &[part])?;
         Ok(())
     };
-    let resources = |container: &mut v1::ContainerConfig, change: &dyn Fn(&mut v1::LinuxContainerResources)| {
+    let resources = |container: &mut v1::ContainerConfig,
+                     change: &dyn Fn(&mut v1::LinuxContainerResources)| {
         change(container.linux.get_or_insert_default().resources.get_or_insert_default());
     };
     check("oom_score_adj", &|container| resources(container, &|r| r.oom_score_adj = 5000))?;
@@ -246,7 +267,9 @@ fn extremes(node: &Node) -> Result {
     })?;
     check("working_dir", &|container| container.working_dir = "relative".to_owned())?;
     check("image", &|container| container.image = None)?;
-    check("no/such", &|container| container.image.get_or_insert_default().image = "localhost/no/such:1".to_owned())?;
+    check("no/such", &|container| {
+        container.image.get_or_insert_default().image = "localhost/no/such:1".to_owned()
+    })?;
     assert!(node.cri.list(None)?.is_empty());
     no_panic(node)?;
     still_works(node)

@@ -43,7 +43,8 @@ fn failing_create(node: &Node, stand_ins: &StandIns, how: Behaviour) -> Result {
         assert!(!Path::new(&config.log_directory).join("c/0.log").exists());
     }
     let containers = std::fs::read_dir(node.daemon.root().join("overlay-containers"))?.flatten();
-    let left: Vec<_> = containers.filter(|entry| entry.path().is_dir()).map(|entry| entry.file_name()).collect();
+    let left: Vec<_> =
+        containers.filter(|entry| entry.path().is_dir()).map(|entry| entry.file_name()).collect();
     assert!(left.is_empty(), "{left:?}");
     stand_ins.runtime.set("create", Behaviour::Real)?;
     let id = node.cri.create(&pod, &container, &config)?;

@@ -206,7 +206,8 @@ fn endless_grace(node: &Node) -> Result {
 
 fn no_zombie(node: &Node) -> Result {
     let mut config = node.cri.pod("no-port");
-    config.port_mappings = vec![PortMapping { container_port: 80, host_port: 70_000, ..PortMapping::default() }];
+    config.port_mappings =
+        vec![PortMapping { container_port: 80, host_port: 70_000, ..PortMapping::default() }];
     refused(node.cri.run_pod(&config), Code::InvalidArgument)?;
     let daemon = node.daemon.pid().ok_or("the daemon runs")?;
     let mut dead = Vec::new();

@@ -1,5 +1,6 @@
 //! What the tests of crashes share: a daemon with one image, faults, and a look at what a daemon has on the machine.
 #![allow(dead_code, reason = "each test program uses its part")]
+#![allow(clippy::disallowed_methods, reason = "a fault removes trees without care")]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -111,7 +112,9 @@ impl Place {
     fn spares(&self) -> Vec<String> {
         let runs = std::fs::read_dir(self.daemon.run_root().join("criox")).into_iter().flatten().flatten();
         let names = runs.map(|entry| entry.file_name().to_string_lossy().into_owned());
-        names.filter(|name| name.len() == 64 && !self.daemon.root().join("criox/pods").join(name).exists()).collect()
+        names
+            .filter(|name| name.len() == 64 && !self.daemon.root().join("criox/pods").join(name).exists())
+            .collect()
     }
 
     /// Fails with the differences when they don't go away by themselves.
