@@ -130,7 +130,7 @@ impl Manifest {
     /// Reads the body of an answer with this `Content-Type` (parameters already stripped). `None` is for bytes
     /// from elsewhere: then the document itself decides.
     pub(crate) fn parse(content_type: Option<&str>, body: &[u8]) -> Result<Self, ManifestError> {
-        let malformed = |e: serde_json::Error| ManifestError::Malformed(e.to_string());
+        let malformed = |e: serde_json::Error| ManifestError::Malformed(shown(&e.to_string()));
         match content_type {
             Some(header) if header.starts_with("application/vnd.docker.distribution.manifest.v1") => {
                 return Err(ManifestError::Schema1);
@@ -150,11 +150,11 @@ impl Manifest {
         let body_type = document.media_type.clone().filter(|t| !t.is_empty());
         let media_type = match (content_type, body_type) {
             (Some(header), Some(body)) if header != body => {
-                return Err(ManifestError::Disagreement { header: header.to_owned(), body });
+                return Err(ManifestError::Disagreement { header: header.to_owned(), body: shown(&body) });
             }
             (Some(header), _) => header.to_owned(),
             (None, Some(body)) if ACCEPTED.contains(&body.as_str()) => body,
-            (None, Some(body)) => return Err(ManifestError::MediaType(body)),
+            (None, Some(body)) => return Err(ManifestError::MediaType(shown(&body))),
             (None, None) if document.manifests.is_some() => OCI_INDEX.to_owned(),
             (None, None) => OCI_MANIFEST.to_owned(),
         };
@@ -195,7 +195,7 @@ impl Document {
             return Err(ManifestError::Malformed(format!("{} layers, at most {LAYERS_MAX}", layers.len())));
         }
         if !matches!(config.media_type.as_str(), "" | OCI_CONFIG | DOCKER_CONFIG) {
-            return Err(ManifestError::NotAnImage(config.media_type));
+            return Err(ManifestError::NotAnImage(shown(&config.media_type)));
         }
         if config.size > MANIFEST_MAX {
             return Err(ManifestError::Malformed(format!(
@@ -208,6 +208,11 @@ impl Document {
         }
         Ok(Manifest::Image(ImageManifest { config, layers }))
     }
+}
+
+/// As much of a document's text as an error repeats: it may be megabytes long.
+fn shown(text: &str) -> String {
+    text.chars().take(200).collect()
 }
 
 fn check_layer(layer: &Descriptor) -> Result<(), String> {
@@ -234,7 +239,7 @@ fn check_layer_type(media_type: &str) -> Result<(), String> {
         | "application/vnd.docker.image.rootfs.diff.tar.gzip"
         | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Ok(()),
         other if other.ends_with("+encrypted") => Err("encrypted layers are not supported yet".into()),
-        other => Err(format!("unsupported media type {:?}", other.chars().take(120).collect::<String>())),
+        other => Err(format!("unsupported media type {:?}", shown(other))),
     }
 }
 
@@ -267,7 +272,7 @@ pub(crate) fn choose<'a>(
             let mut have: Vec<String> = entries
                 .iter()
                 .filter_map(|e| e.platform.as_ref())
-                .map(ToString::to_string)
+                .map(|platform| shown(&platform.to_string()))
                 .take(20)
                 .collect();
             have.dedup();
@@ -434,6 +439,23 @@ mod tests {
             ("artifact", OCI_MANIFEST, good.replacen(OCI_CONFIG, "application/vnd.example+json", 1)),
         ] {
             assert!(Manifest::parse(Some(header), body.as_bytes()).is_err(), "{what}");
+        }
+    }
+
+    #[test]
+    fn an_error_repeats_little_of_the_document() {
+        let good = image_with(&gzip_layer());
+        let long = "x".repeat(1 << 20);
+        for (what, header, body) in [
+            ("media type", None, good.replacen(OCI_MANIFEST, &long, 1)),
+            ("disagreement", Some(OCI_MANIFEST), good.replacen(OCI_MANIFEST, &long, 1)),
+            ("configuration", None, good.replacen(OCI_CONFIG, &long, 1)),
+            ("size", None, good.replacen(r#""size":7"#, &format!(r#""size":"{long}""#), 1)),
+            ("digest", None, good.replace(D, &long)),
+            ("layer", None, good.replacen("application/vnd.oci.image.layer.v1.tar+gzip", &long, 1)),
+        ] {
+            let error = Manifest::parse(header, body.as_bytes()).unwrap_err().to_string();
+            assert!(error.len() < 600, "{what}: {} bytes", error.len());
         }
     }
 

@@ -58,6 +58,17 @@ struct Node {
     bin: PathBuf,
 }
 
+/// What a test leaves pinned would keep the directory from being removed.
+impl Drop for Node {
+    fn drop(&mut self) {
+        let pins = std::fs::read_dir(self.path("netns")).into_iter().flatten().flatten();
+        for pin in pins {
+            // One that was unpinned is a plain file.
+            let _ = rustix::mount::unmount(pin.path(), rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+}
+
 impl Node {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
