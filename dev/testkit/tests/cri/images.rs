@@ -56,8 +56,8 @@ fn found(node: &Node) -> Result {
     for name in [reference.as_str(), &digested, image.id(), &format!("sha256:{}", image.id())] {
         let found = node.cri.image(name)?.ok_or_else(|| format!("{name} is not found"))?;
         assert_eq!(found.id, image.id());
-        assert_eq!(found.repo_tags, [reference.clone()]);
-        assert_eq!(found.repo_digests, [digested.clone()]);
+        assert_eq!(found.repo_tags, std::slice::from_ref(&reference));
+        assert_eq!(found.repo_digests, std::slice::from_ref(&digested));
         let layers: usize = image.layers.iter().map(|layer| layer.bytes.len()).sum();
         assert!(found.size >= layers as u64, "{} of {layers}", found.size);
         assert!(!found.pinned);
@@ -92,7 +92,7 @@ fn filter(node: &Node) -> Result {
         let listed = node.cri.call(node.cri.images().list_images(request))?.images;
         Ok(listed.into_iter().flat_map(|image| image.repo_tags).collect())
     };
-    assert_eq!(list(&node.image)?, [node.image.clone()]);
+    assert_eq!(list(&node.image)?, std::slice::from_ref(&node.image));
     assert!(list(&format!("{}/no/such:1", node.registry.address()))?.is_empty());
     assert!(list("")?.contains(&node.image));
     Ok(())
@@ -110,7 +110,7 @@ fn remove(node: &Node) -> Result {
     // CRI-O's way, which differs from the interface: a name goes alone.
     node.cri.remove_image(&one)?;
     assert!(node.cri.image(&one)?.is_none());
-    assert_eq!(node.cri.image(&two)?.ok_or("the other name stays")?.repo_tags, [two.clone()]);
+    assert_eq!(node.cri.image(&two)?.ok_or("the other name stays")?.repo_tags, std::slice::from_ref(&two));
     node.cri.pull(&one)?;
     node.cri.remove_image(image.id())?;
     for name in [one.as_str(), &two, image.id()] {

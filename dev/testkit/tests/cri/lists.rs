@@ -87,17 +87,23 @@ fn pods(node: &Node) -> Result {
     let state = |state: PodSandboxState| Some(PodSandboxStateValue { state: state.into() });
     let all = PodSandboxFilter::default();
     assert_eq!(list(all.clone())?.len(), 2);
-    assert_eq!(list(PodSandboxFilter { id: one.id[..10].to_owned(), ..all.clone() })?, [one.id.clone()]);
+    assert_eq!(
+        list(PodSandboxFilter { id: one.id[..10].to_owned(), ..all.clone() })?,
+        std::slice::from_ref(&one.id)
+    );
     assert_eq!(
         list(PodSandboxFilter { state: state(PodSandboxState::SandboxReady), ..all.clone() })?,
-        [one.id.clone()]
+        std::slice::from_ref(&one.id)
     );
     assert_eq!(
         list(PodSandboxFilter { state: state(PodSandboxState::SandboxNotready), ..all.clone() })?,
-        [two.id.clone()]
+        std::slice::from_ref(&two.id)
     );
     let selector = labels(&[("app", "pods-2")]);
-    assert_eq!(list(PodSandboxFilter { label_selector: selector.clone(), ..all.clone() })?, [two.id.clone()]);
+    assert_eq!(
+        list(PodSandboxFilter { label_selector: selector.clone(), ..all.clone() })?,
+        std::slice::from_ref(&two.id)
+    );
     let contradiction =
         PodSandboxFilter { label_selector: selector, state: state(PodSandboxState::SandboxReady), ..all };
     assert!(list(contradiction)?.is_empty());
