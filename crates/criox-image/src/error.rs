@@ -114,6 +114,8 @@ impl PullError {
             RegistryError::NotFound { .. } => PullErrorKind::NotFound,
             RegistryError::TooLarge { .. } | RegistryError::TooShort { .. } => PullErrorKind::SizeMismatch,
             RegistryError::Digest { .. } => PullErrorKind::DigestMismatch,
+            // It accepts connections and does not answer: for the caller that is as good as down.
+            RegistryError::Stalled { what: "answer", .. } => PullErrorKind::RegistryUnavailable,
             RegistryError::Stalled { .. } => PullErrorKind::Stalled,
             RegistryError::Tls { .. } => PullErrorKind::Configuration,
             RegistryError::Status { .. }

@@ -1,6 +1,6 @@
 //! Runtime handlers: the OCI runtimes of the configuration, each probed once for what it accepts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -28,6 +28,8 @@ const SEARCH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 #[derive(Debug)]
 pub struct Handlers {
     table: BTreeMap<String, Arc<Handler>>,
+    /// Handlers of the configuration whose program was not there at start.
+    missing: BTreeSet<String>,
     default: String,
     no_pivot: bool,
     systemd_cgroup: bool,
@@ -109,7 +111,14 @@ impl Handlers {
                 (name.clone(), Arc::new(handler))
             })
             .collect();
-        Self { table, default: default.into(), no_pivot, systemd_cgroup }
+        Self { table, missing: BTreeSet::new(), default: default.into(), no_pivot, systemd_cgroup }
+    }
+
+    /// Remembers handlers that were left out at start because their program is missing, for the error that names them.
+    #[must_use]
+    pub fn without(mut self, missing: impl IntoIterator<Item = String>) -> Self {
+        self.missing = missing.into_iter().filter(|name| !self.table.contains_key(name)).collect();
+        self
     }
 
     /// The handler of a request; empty means the default.
@@ -119,6 +128,12 @@ impl Handlers {
     pub fn get(&self, name: &str) -> Result<Arc<Handler>> {
         let wanted = if name.is_empty() { &self.default } else { name };
         self.table.get(wanted).cloned().ok_or_else(|| {
+            if self.missing.contains(wanted) {
+                let text = format!(
+                    "runtime handler {wanted:?} was left out when criox started, for its program is not there; install it or correct its runtime_path, and restart criox"
+                );
+                return Error::new(Kind::FailedPrecondition, text);
+            }
             let known = self.table.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
             Error::new(
                 Kind::InvalidArgument,

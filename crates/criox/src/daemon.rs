@@ -15,16 +15,12 @@ use criox_sys::lock::HeldLock;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::rpc::{RUNTIME_VERSION, Services};
-use crate::{edge, logging, node, notify, server, wiring};
+use crate::{edge, logging, node, notify, server, upkeep, wiring};
 
 /// How long a killed predecessor may still hold what is its own.
 const PREDECESSOR: Duration = Duration::from_secs(3);
 /// No AppArmor profile.
 const UNCONFINED: &str = "unconfined";
-
-/// A pull that was interrupted is mostly taken up again, here or by a peer; after this time (podman's check has the same)
-/// its layers are garbage.
-const UNREFERENCED_LAYERS_AGE: Duration = Duration::from_hours(24);
 
 /// Why the daemon does not start.
 #[derive(Debug, thiserror::Error)]
@@ -57,12 +53,13 @@ pub(crate) async fn run(overrides: Overrides) -> Result<(), StartError> {
     let begun = Instant::now();
     let options = LoadOptions::system(overrides);
     let mut loaded = Config::load(&options)?;
+    let configured: Vec<String> = loaded.config.runtime.runtimes.keys().cloned().collect();
     loaded.check_node(&std::env::var("PATH").unwrap_or_default())?;
     logging::start(&loaded.config, &loaded.process).map_err(part("log file"))?;
     report(&loaded);
     let listen = loaded.config.api.listen.clone();
     let _alone = alone(&loaded.config.root.runroot)?;
-    let context = Arc::new(context(&loaded)?);
+    let context = Arc::new(context(&loaded, configured)?);
     let watching = context.network.start();
     let lifecycle = Lifecycle::new(context.clone());
     // Bound after recovery, so that the first answer is a true one; taken before, so that two daemons never recover one
@@ -75,6 +72,7 @@ pub(crate) async fn run(overrides: Overrides) -> Result<(), StartError> {
     let services = Services { lifecycle: lifecycle.clone() };
     let serving = tokio::spawn(server::serve(listener, services));
     let watchdog = tokio::spawn(notify::watchdog());
+    let upkeep = tokio::spawn(upkeep::run(context.clone()));
     notify::ready();
     tracing::info!(
         version = RUNTIME_VERSION,
@@ -89,6 +87,7 @@ pub(crate) async fn run(overrides: Overrides) -> Result<(), StartError> {
     notify::stopping();
     serving.abort();
     watchdog.abort();
+    upkeep.abort();
     drop(watching);
     lifecycle.close().await;
     if let Err(error) = context.store.close() {
@@ -185,26 +184,12 @@ fn tell_of_sweep(opened: &OpenReport) {
     }
 }
 
-/// Layers of pulls that never ended and of removals that were cut short. A failure costs space, and is no reason not to
-/// start.
-fn drop_unreferenced_layers(store: &Store) {
-    match store.remove_unreferenced_layers(UNREFERENCED_LAYERS_AGE) {
-        Ok(layers) if layers.is_empty() => {}
-        Ok(layers) => tracing::info!(?layers, "removed layers that no image needs"),
-        Err(error) => tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            "layers that no image needs could not be removed"
-        ),
-    }
-}
-
-fn context(loaded: &Loaded) -> Result<Context, StartError> {
+fn context(loaded: &Loaded, configured: Vec<String>) -> Result<Context, StartError> {
     let config = Arc::new(loaded.config.clone());
     let store_options = wiring::store_options(&config)?;
     let (store, opened) =
         Store::open(store_options).map_err(part(format!("image store {}", config.root.root.display())))?;
     tell_of_sweep(&opened);
-    drop_unreferenced_layers(&store);
     let cgroups = Cgroups::detect().map_err(part("cgroups"))?;
     let node = node::facts(&cgroups, wiring::systemd(&config));
     if !node.capabilities.has("SYS_RESOURCE") {
@@ -237,7 +222,8 @@ fn context(loaded: &Loaded) -> Result<Context, StartError> {
             &config.runtime.default_runtime,
             config.runtime.no_pivot,
             wiring::systemd(&config),
-        ),
+        )
+        .without(configured),
         cgroups,
         defaults,
         node,

@@ -10,6 +10,7 @@ mod node;
 mod notify;
 mod rpc;
 mod server;
+mod upkeep;
 mod wiring;
 
 use std::error::Error;

@@ -32,6 +32,8 @@ const STREAMS: u32 = 1000;
 const CONNECTIONS: usize = 256;
 /// What a slow client may take for the head of an HTTP/1 request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// From the connection to the first byte.
+const FIRST_BYTE: Duration = Duration::from_secs(60);
 /// How long the socket of a killed predecessor may live on.
 const PREDECESSOR: Duration = Duration::from_secs(3);
 /// Between attempts to accept when the process is out of descriptors.
@@ -119,6 +121,10 @@ pub(crate) async fn serve(listener: UnixListener, services: Services) {
 }
 
 async fn connection(stream: UnixStream, routes: Routes, services: Arc<Services>) {
+    // A client that says nothing would keep its place among the connections for ever.
+    if tokio::time::timeout(FIRST_BYTE, stream.readable()).await.is_err() {
+        return;
+    }
     let service = service_fn(move |request: Request<Incoming>| {
         let (routes, services) = (routes.clone(), services.clone());
         async move { Ok::<_, Infallible>(answer(request, routes, &services).await) }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use criox_cri::v1;
 use criox_image::ImageInfo;
 use criox_monitor_api::client::Client;
-use criox_monitor_api::proto::{self, reply, request};
+use criox_monitor_api::proto::{self, failure, reply, request};
 use criox_sys::cgroup;
 
 use super::bundle::{self, Bundle};
@@ -179,6 +179,7 @@ async fn create_in_runtime(
 ) -> Result<(i32, u64, String)> {
     let config = &work.record.config.0;
     let object = format!("container {}", work.record.id);
+    let program = runtime.path.clone();
     let verb = request::Verb::Create(proto::Create {
         container_id: work.record.id.to_string(),
         bundle: bundle.directory.to_string_lossy().into_owned(),
@@ -194,6 +195,12 @@ async fn create_in_runtime(
     match monitor::attended(&work.client, call).await {
         Ok(reply::Result::Create(created)) => Ok((created.pid, created.start_time, created.cgroup)),
         Ok(_) => Err(Error::failed(format!("create of {object}: the monitor's answer does not fit"))),
+        Err(error) if error.refusal() == Some(failure::Kind::RuntimeTimeout) => Err(Error::timed_out(
+            &format!("create by {program}"),
+            &object,
+            deadline,
+            "it was killed (container_create_timeout); look at what it waits for: a mount, a cgroup, a hook",
+        )),
         Err(error) => Err(with_advice(&work.context, monitor::refused("create", &object, error))),
     }
 }

@@ -32,12 +32,15 @@ fn all_hang(node: &Node, stand_ins: &StandIns) -> Result {
         let served = scope.spawn(|| others_are_served(node, &running, &ended));
         let pull = scope.spawn(|| {
             let reference = format!("{}/hanging:1", node.registry.address());
-            refused(node.cri.pull(&reference), &[&reference, node.registry.address(), "no answer for 2 s"])?;
+            refused(
+                node.cri.pull(&reference),
+                &["RegistryUnavailable", &reference, node.registry.address(), "no answer for 2 s"],
+            )?;
             Ok(())
         });
         let create = scope.spawn(|| {
             let container = node.cri.container("hanging", &node.image, &["true"]);
-            refused(node.cri.create(&pod, &container, &config), &["create", "did not end in time"])?;
+            refused(node.cri.create(&pod, &container, &config), &["create by", "did not end within"])?;
             Ok(())
         });
         let network = scope.spawn(|| {
