@@ -208,7 +208,9 @@ fn a_full_disk_loses_lines_but_blocks_nobody() {
         std::fs::OpenOptions::new().write(true).open(&inside).unwrap().set_len(0).unwrap();
         assert_eq!(pod.client.exit_of("c1").exit_code, 0);
         let log = std::fs::read_to_string(&inside).unwrap();
-        assert!(log.contains("log lines were lost here") && log.ends_with("stdout F after\n"), "{log}");
+        // The note may have fitted into what was left of the full disk, and the last lines behind it.
+        let told = [&full, &log].iter().any(|text| text.contains("log lines were lost here"));
+        assert!(told && log.ends_with("stdout F after\n"), "{log}");
         pod.delete("c1");
     });
 }
