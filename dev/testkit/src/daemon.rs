@@ -462,7 +462,12 @@ plugin_dirs = ["{plugins}"]
             drop(cri.remove_all_pods());
         }
         drop(self.kill());
-        let traces = self.traces();
+        let mut traces = self.traces();
+        // Spare monitors have IDs that no call was given; their cgroups are named from them.
+        let runs = std::fs::read_dir(self.dir().join("run/criox")).into_iter().flatten().flatten();
+        traces.ids.extend(
+            runs.map(|run| run.file_name().to_string_lossy().into_owned()).filter(|name| name.len() == 64),
+        );
         let dead = wait_for("our processes to die", Duration::from_secs(10), || {
             let found = processes(&traces);
             for (pid, _) in &found {
