@@ -28,7 +28,7 @@ pub use container::devices::host_devices;
 pub use container::exec::Output;
 pub use context::{Clamps, Clock, Context, Names};
 pub use engine::Lifecycle;
-pub use error::{Error, Kind, Result};
+pub use error::{Error, Kind, Result, chain};
 pub use events::Events;
 pub use handlers::{Handler, Handlers};
 pub use index::{Index, PodView};

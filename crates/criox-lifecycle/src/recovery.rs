@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 use crate::container::remove as container_remove;
 use crate::context::Context;
 use crate::engine::Lifecycle;
+use crate::error::chain;
 use crate::index::PodView;
 use crate::key::SandboxKey;
 use crate::monitor::{self, Connection};
@@ -355,17 +356,6 @@ async fn connect(run: &RunDir, sandbox: &SandboxRecord) -> Reached {
     let alive =
         sandbox.monitor.is_some_and(|monitor| criox_sys::process::is_alive(monitor.pid, monitor.start_time));
     if alive { Reached::Silent } else { Reached::Dead }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 async fn undo_half_made(context: &Arc<Context>, client: Option<&Client>, found: &mut Found) {

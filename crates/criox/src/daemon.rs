@@ -15,7 +15,7 @@ use criox_sys::lock::HeldLock;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::rpc::{RUNTIME_VERSION, Services};
-use crate::{edge, logging, node, notify, server, upkeep, wiring};
+use crate::{logging, node, notify, server, upkeep, wiring};
 
 /// How long a killed predecessor may still hold what is its own.
 const PREDECESSOR: Duration = Duration::from_secs(3);
@@ -91,7 +91,7 @@ pub(crate) async fn run(overrides: Overrides) -> Result<(), StartError> {
     drop(watching);
     lifecycle.close().await;
     if let Err(error) = context.store.close() {
-        tracing::warn!(error = edge::chain(&error), "the store's home stays mounted");
+        tracing::warn!(error = criox_lifecycle::chain(&error), "the store's home stays mounted");
     }
     Ok(())
 }

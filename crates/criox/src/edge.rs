@@ -1,7 +1,7 @@
 //! Where errors of the inside become those of gRPC: the one place that knows both.
 
 use criox_image::{PullError, PullErrorKind};
-use criox_lifecycle::{Error, Kind};
+use criox_lifecycle::{Error, Kind, chain};
 use tonic::{Code, Status};
 
 /// An error of a pod or container, with its whole chain of causes.
@@ -50,18 +50,6 @@ fn bounded(text: String) -> String {
     let start = text.floor_char_boundary(MESSAGE_MAX / 2);
     let end = text.ceil_char_boundary(text.len() - MESSAGE_MAX / 2);
     format!("{} … {}", &text[..start], &text[end..])
-}
-
-/// A message and its causes, once each.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

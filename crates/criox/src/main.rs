@@ -37,7 +37,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error may be closed; there is nobody left to tell then.
-            drop(writeln!(io::stderr(), "criox: {}", edge::chain(error.as_ref())));
+            drop(writeln!(io::stderr(), "criox: {}", criox_lifecycle::chain(error.as_ref())));
             ExitCode::FAILURE
         }
     }

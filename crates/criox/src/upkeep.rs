@@ -7,8 +7,6 @@ use std::time::Duration;
 use criox_lifecycle::Context;
 use criox_store::Store;
 
-use crate::edge;
-
 /// Between rounds.
 const ROUND: Duration = Duration::from_secs(3600);
 /// How old a layer without an image must be: pulls of other programs commit their layers before the image that needs them.
@@ -33,9 +31,11 @@ fn round(store: &Store) {
     match store.remove_unreferenced_layers(UNREFERENCED) {
         Ok(layers) if layers.is_empty() => {}
         Ok(layers) => tracing::info!(?layers, "removed layers that no image needs"),
-        Err(error) => tracing::warn!(error = edge::chain(&error), "layers that no image needs stay"),
+        Err(error) => {
+            tracing::warn!(error = criox_lifecycle::chain(&error), "layers that no image needs stay")
+        }
     }
     if let Err(error) = store.count_inodes() {
-        tracing::warn!(error = edge::chain(&error), "the store's files could not be counted");
+        tracing::warn!(error = criox_lifecycle::chain(&error), "the store's files could not be counted");
     }
 }
