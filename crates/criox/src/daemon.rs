@@ -12,7 +12,7 @@ use criox_network::Network;
 use criox_store::{OpenReport, Store};
 use criox_sys::cgroup::Cgroups;
 use criox_sys::lock::HeldLock;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::rpc::{RUNTIME_VERSION, Services};
 use crate::{logging, node, notify, server, upkeep, wiring};
@@ -57,6 +57,7 @@ pub(crate) async fn run(overrides: Overrides) -> Result<(), StartError> {
     loaded.check_node(&std::env::var("PATH").unwrap_or_default())?;
     logging::start(&loaded.config, &loaded.process).map_err(part("log file"))?;
     report(&loaded);
+    let signals = Signals::new().map_err(part("signals"))?;
     let listen = loaded.config.api.listen.clone();
     let _alone = alone(&loaded.config.root.runroot)?;
     let context = Arc::new(context(&loaded, configured)?);
@@ -83,7 +84,7 @@ pub(crate) async fn run(overrides: Overrides) -> Result<(), StartError> {
         milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
         "criox is ready"
     );
-    wait_for_end(&context, &options).await;
+    signals.wait_for_end(&context, &options).await;
     notify::stopping();
     serving.abort();
     watchdog.abort();
@@ -116,19 +117,31 @@ fn alone(run_root: &Path) -> Result<HeldLock, StartError> {
     }
 }
 
-/// SIGHUP reads the configuration of images and registries again; SIGTERM and SIGINT end the daemon.
-async fn wait_for_end(context: &Context, options: &LoadOptions) {
-    let signals =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
-    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) = signals else {
-        tracing::error!("signals can't be handled");
-        return;
-    };
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => return tracing::info!("ending: SIGTERM; containers go on running"),
-            _ = interrupt.recv() => return tracing::info!("ending: SIGINT; containers go on running"),
-            _ = hangup.recv() => reload(context, options),
+/// The signals that are heeded. Made before anything can be ended in disorder; one that comes earlier than it is waited
+/// for is kept.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// SIGHUP reads the configuration of images and registries again; SIGTERM and SIGINT end the daemon.
+    async fn wait_for_end(mut self, context: &Context, options: &LoadOptions) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return tracing::info!("ending: SIGTERM; containers go on running"),
+                _ = self.interrupt.recv() => return tracing::info!("ending: SIGINT; containers go on running"),
+                _ = self.hangup.recv() => reload(context, options),
+            }
         }
     }
 }
