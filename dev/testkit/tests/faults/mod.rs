@@ -423,7 +423,12 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 impl Reboot {
     pub(crate) fn of(daemon: &mut Daemon) -> Result<Self> {
         daemon.kill()?;
-        let traces = daemon.traces();
+        let mut traces = daemon.traces();
+        // Spare monitors have IDs that no call was given, and a reboot ends their cgroups, too.
+        let runs = std::fs::read_dir(daemon.run_root().join("criox"))?.flatten();
+        traces.ids.extend(
+            runs.map(|run| run.file_name().to_string_lossy().into_owned()).filter(|name| name.len() == 64),
+        );
         wait_for("the pods' processes to die", SETTLE, || {
             let alive: Vec<u32> = processes(&traces).into_iter().map(|(pid, _)| pid).collect();
             signal_all(&alive, "KILL")?;
