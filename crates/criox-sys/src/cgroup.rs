@@ -110,5 +110,8 @@ pub enum Driver {
 
 mod fs;
 mod path;
+pub mod stats;
+
+use fs::below;
 
 pub use path::{container_path, oci_cgroups_path, slice_path};

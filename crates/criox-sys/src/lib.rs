@@ -5,9 +5,12 @@
 pub mod cgroup;
 pub mod durable;
 pub mod failpoint;
+pub mod idmap;
 pub mod inroot;
 pub mod lock;
+pub mod lsm;
 pub mod mount;
+pub mod netdev;
 pub mod netns;
 pub mod process;
 pub mod pty;

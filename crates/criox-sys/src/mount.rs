@@ -29,7 +29,7 @@ pub struct MountError {
 }
 
 impl MountError {
-    fn new(op: &'static str, target: &Path, source: impl Into<io::Error>) -> Self {
+    pub(crate) fn new(op: &'static str, target: &Path, source: impl Into<io::Error>) -> Self {
         Self { op, target: target.to_owned(), detail: String::new(), source: source.into() }
     }
 
@@ -170,12 +170,29 @@ pub fn bind(source: &Path, target: &Path, recursive: bool, read_only: bool) -> R
     attach(tree.as_fd(), target)
 }
 
+/// Binds `source` to `target` alone, without what is mounted below, and private: it neither sends nor receives mounts.
+///
+/// # Errors
+/// The step that failed; nothing is mounted then.
+pub fn bind_private(source: &Path, target: &Path) -> Result<(), MountError> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = rustix::mount::open_tree(CWD, source, flags)
+        .map_err(|e| MountError::new("clone mount of", source, e))?;
+    let private = MountAttr { attr_set: 0, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+    change(tree.as_fd(), &private, false)
+        .map_err(|e| MountError::new("make private the clone of", source, e))?;
+    attach(tree.as_fd(), target)
+}
+
 /// Sets and clears `MOUNT_ATTR_*` attributes of a mount by descriptor (mount_setattr(2)).
 ///
 /// # Errors
 /// What the kernel answered.
 pub fn set_attributes(mount: BorrowedFd<'_>, set: u64, clear: u64, recursive: bool) -> io::Result<()> {
-    let attributes = MountAttr { attr_set: set, attr_clr: clear, propagation: 0, userns_fd: 0 };
+    change(mount, &MountAttr { attr_set: set, attr_clr: clear, propagation: 0, userns_fd: 0 }, recursive)
+}
+
+pub(crate) fn change(mount: BorrowedFd<'_>, attributes: &MountAttr, recursive: bool) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a NUL-terminated literal, the attribute block is live and its true size is passed.
     let result = unsafe {
@@ -184,7 +201,7 @@ pub fn set_attributes(mount: BorrowedFd<'_>, set: u64, clear: u64, recursive: bo
             mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attributes,
+            std::ptr::from_ref(attributes),
             size_of::<MountAttr>(),
         )
     };
@@ -193,30 +210,45 @@ pub fn set_attributes(mount: BorrowedFd<'_>, set: u64, clear: u64, recursive: bo
 
 /// `struct mount_attr` of mount_setattr(2), first version.
 #[repr(C)]
-struct MountAttr {
-    attr_set: u64,
-    attr_clr: u64,
-    propagation: u64,
-    userns_fd: u64,
+pub(crate) struct MountAttr {
+    pub(crate) attr_set: u64,
+    pub(crate) attr_clr: u64,
+    pub(crate) propagation: u64,
+    pub(crate) userns_fd: u64,
 }
 
-fn attach(mount: BorrowedFd<'_>, target: &Path) -> Result<(), MountError> {
+/// Puts a detached mount at `target`, which is not followed if it is a symbolic link.
+///
+/// # Errors
+/// What move_mount(2) answered.
+pub fn attach(mount: BorrowedFd<'_>, target: &Path) -> Result<(), MountError> {
     rustix::mount::move_mount(mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .map_err(|e| MountError::new("mount on", target, e))
 }
 
 /// Mounts a tmpfs on `target`: `size` in bytes (0 is the kernel's default, half of the memory), `mode` of its root,
-/// an SELinux mount label if not empty. It is `nosuid,nodev,noexec`.
+/// `owner` of its root (user and group, as the caller's namespace numbers them; none: root), an SELinux mount label if
+/// not empty. It is `nosuid,nodev,noexec`.
 ///
 /// # Errors
 /// The step that failed; nothing is mounted then.
-pub fn tmpfs(target: &Path, size: u64, mode: u32, label: &str) -> Result<(), MountError> {
+pub fn tmpfs(
+    target: &Path,
+    size: u64,
+    mode: u32,
+    owner: Option<(u32, u32)>,
+    label: &str,
+) -> Result<(), MountError> {
     let context = Context::open("tmpfs", target)?;
     context.string("source", "tmpfs".as_ref())?;
     if size > 0 {
         context.string("size", size.to_string().as_ref())?;
     }
     context.string("mode", format!("{mode:o}").as_ref())?;
+    if let Some((uid, gid)) = owner {
+        context.string("uid", uid.to_string().as_ref())?;
+        context.string("gid", gid.to_string().as_ref())?;
+    }
     if !label.is_empty() {
         context.string("context", label.as_ref())?;
     }

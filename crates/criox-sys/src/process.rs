@@ -378,6 +378,15 @@ pub fn fork_single_threaded(new_pid_namespace: bool, work: impl FnOnce() -> i32)
     child::fork(new_pid_namespace, work)
 }
 
+/// A child in a user namespace of its own, still without mappings, which only waits to be killed: for the namespace's
+/// sake (`/proc/<pid>/ns/user`). It ends with the calling thread at the latest. From a process of any number of threads.
+///
+/// # Errors
+/// What clone3 answered: user namespaces may be switched off.
+pub(crate) fn waiting_in_user_namespace() -> io::Result<Pidfd> {
+    child::waiting_in_user_namespace()
+}
+
 /// Makes the allocator give memory back soon, at some cost in time: one arena, large blocks mapped on their own.
 /// For a small process that stands many times. Nothing but glibc knows these settings.
 pub fn keep_allocator_small() {

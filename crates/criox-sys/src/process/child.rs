@@ -164,10 +164,31 @@ fn clone_and_run(plan: &mut Plan, cgroup: Option<RawFd>) -> Result<Pidfd, i32> {
 
 /// Forks the calling process, which has no other thread; the child runs `work` and ends.
 pub(super) fn fork(new_pid_namespace: bool, work: impl FnOnce() -> i32) -> io::Result<Pidfd> {
+    fork_with(if new_pid_namespace { libc::CLONE_NEWPID as u64 } else { 0 }, work)
+}
+
+/// A child in a new user namespace that only waits for SIGKILL; it gets one when the calling thread ends.
+pub(super) fn waiting_in_user_namespace() -> io::Result<Pidfd> {
+    // SAFETY: a plain question.
+    let parent = unsafe { libc::getpid() };
+    // Handlers of ours would write into pipes that it shares with us.
+    fork_with(libc::CLONE_NEWUSER as u64 | CLONE_CLEAR_SIGHAND, || {
+        // SAFETY: async-signal-safe calls with plain numbers; nothing of ours is touched.
+        unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            while libc::getppid() == parent {
+                libc::pause();
+            }
+        }
+        0
+    })
+}
+
+/// `work` may not allocate or lock unless the caller is the process's only thread.
+fn fork_with(flags: u64, work: impl FnOnce() -> i32) -> io::Result<Pidfd> {
     let mut pidfd: RawFd = -1;
-    let namespace = if new_pid_namespace { libc::CLONE_NEWPID } else { 0 };
     let args = CloneArgs {
-        flags: (libc::CLONE_PIDFD | namespace) as u64,
+        flags: libc::CLONE_PIDFD as u64 | flags,
         pidfd: &raw mut pidfd as u64,
         child_tid: 0,
         parent_tid: 0,
@@ -179,8 +200,8 @@ pub(super) fn fork(new_pid_namespace: bool, work: impl FnOnce() -> i32) -> io::R
         set_tid_size: 0,
         cgroup: 0,
     };
-    // SAFETY: without CLONE_VM this is fork(2): the child has a copy of our memory and stack. No other thread
-    // holds a lock, as the caller checked.
+    // SAFETY: without CLONE_VM this is fork(2): the child has a copy of our memory and stack. It takes no lock that
+    // another thread may have held: there is none, or `work` only makes system calls.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
     if pid < 0 {
         return Err(io::Error::last_os_error());
