@@ -1,10 +1,12 @@
 //! Containers: records, their writable layers, directories and mounts.
 
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use criox_sys::durable;
 use criox_sys::failpoint;
+use criox_sys::idmap::IdRange;
 use serde_json::{Map, Value};
 
 use crate::error::Error;
@@ -31,6 +33,10 @@ pub struct ContainerDraft {
     pub process_label: String,
     /// Overlay options instead of the store's; empty for the store's.
     pub mount_options: Vec<String>,
+    /// Users of the container's user namespace, none without one: the files of the image then belong to those.
+    pub users: Vec<IdRange>,
+    /// Groups of the namespace.
+    pub groups: Vec<IdRange>,
     /// Records and layer needn't survive a power cut, and nothing of the root file system is synced.
     pub volatile: bool,
 }
@@ -77,8 +83,12 @@ impl Store {
         let place = if draft.volatile { Place::Volatile } else { Place::Durable };
         let layer = container_layer(&draft, parent.as_deref(), place);
         self.make_layer(&mut layers, layer.clone())?;
+        let (users, groups) = (draft.users.clone(), draft.groups.clone());
         let container = record(draft, image.map(|image| image.id.clone()), &layer.id, place);
         let result = (|| {
+            if !users.is_empty() {
+                self.shared.overlay.map_root(&layer.id, &users, &groups)?;
+            }
             make_dir(&self.container_dir_of(&container.id))?;
             make_dir(&self.container_run_dir_of(&container.id))?;
             failpoint::hit("store.container-layered")?;
@@ -100,9 +110,20 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::ContainerUnknown`], [`Error::LayerUnknown`]; what mounting answered.
+    /// [`Error::MappingsNeeded`] for one with a user namespace that isn't mounted yet: see [`Store::mount_mapped`].
     pub fn mount(&self, id: &str) -> Result<PathBuf, Error> {
         let container = self.container(id)?;
-        self.mount_layer(&container)
+        self.mount_layer(&container, None)
+    }
+
+    /// As [`Store::mount`], for a container that was made with mappings; `owners` is a user namespace that has them. The
+    /// image's layers are mounted idmapped below the container's own, which is how the peers do it.
+    ///
+    /// # Errors
+    /// As [`Store::mount`]; the graph root's file system can't be idmapped ([`Store::probe_idmap`]).
+    pub fn mount_mapped(&self, id: &str, owners: BorrowedFd<'_>) -> Result<PathBuf, Error> {
+        let container = self.container(id)?;
+        self.mount_layer(&container, Some(owners))
     }
 
     /// Gives back one mount of the container's root file system; the last one unmounts it. Whether it is unmounted now.
@@ -237,6 +258,12 @@ fn record(draft: ContainerDraft, image: Option<String>, layer: &str, place: Plac
     if !draft.mount_options.is_empty() {
         flags.insert("MountOpts".into(), draft.mount_options.into());
     }
+    let mut extra = Map::new();
+    for (key, ranges) in [("uidmap", &draft.users), ("gidmap", &draft.groups)] {
+        if !ranges.is_empty() {
+            extra.insert(key.into(), ranges.iter().map(range).collect());
+        }
+    }
     Container {
         id: draft.id,
         names: draft.names,
@@ -245,7 +272,12 @@ fn record(draft: ContainerDraft, image: Option<String>, layer: &str, place: Plac
         metadata: draft.metadata,
         created: Timestamp::now().to_string(),
         flags,
-        extra: Map::new(),
+        extra,
         place,
     }
+}
+
+/// As the peers write it.
+fn range(range: &IdRange) -> Value {
+    serde_json::json!({ "container_id": range.inside, "host_id": range.host, "size": range.length })
 }

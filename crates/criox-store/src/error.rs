@@ -48,6 +48,12 @@ pub enum Error {
         /// One of the containers.
         container: String,
     },
+    /// The container has a user namespace, and mounting it takes one with the same mappings.
+    #[error("container {0} has a user namespace of its own, without which its root can't be mounted")]
+    MappingsNeeded(String),
+    /// A user namespace could not be made.
+    #[error("make a user namespace")]
+    UserNamespace(#[source] io::Error),
     /// An image or layer has no such big data.
     #[error("{owner} has no data {key:?}")]
     BigDataUnknown {

@@ -16,6 +16,7 @@ mod error;
 mod images;
 mod jsonfile;
 mod layers;
+mod mapped;
 mod mounts;
 mod overlay;
 mod record;

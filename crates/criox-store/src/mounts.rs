@@ -1,5 +1,6 @@
 //! Mounted layers and their counts, which all users of a store share through a file in the run root.
 
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use criox_sys::mount;
 
 use crate::error::Error;
 use crate::jsonfile;
+use crate::overlay::Overlay;
 use crate::record::{Container, Mount};
 use crate::store::Store;
 
@@ -44,6 +46,12 @@ impl Mounts {
         jsonfile::save(&self.path, &list, false)
     }
 
+    /// Unmounts what mounts of layers with other owners that were cut short have left: nobody mounts meanwhile.
+    pub(crate) fn unmount_mapped(&self, overlay: &Overlay, layer: &str) -> Result<(), Error> {
+        let _guard = self.lock()?;
+        overlay.unmount_mapped(layer)
+    }
+
     /// Unmounts `layer` and drops its entry, whatever the count.
     pub(crate) fn forget(&self, layer: &str, merged: &Path) -> Result<(), Error> {
         let (guard, mut list) = self.lock()?;
@@ -74,7 +82,11 @@ fn unmount_wholly(merged: &Path) -> Result<(), Error> {
 const EBUSY: i32 = 16;
 
 impl Store {
-    pub(crate) fn mount_layer(&self, container: &Container) -> Result<PathBuf, Error> {
+    pub(crate) fn mount_layer(
+        &self,
+        container: &Container,
+        owners: Option<BorrowedFd<'_>>,
+    ) -> Result<PathBuf, Error> {
         let shared = &*self.shared;
         let _graph = self.hold_home()?;
         let (_layers_guard, layers) = shared.layers.read()?;
@@ -83,9 +95,12 @@ impl Store {
         let merged = shared.overlay.merged_dir(&layer.id);
         let (guard, mut list) = shared.mounts.lock()?;
         if !mount::is_mount_point(&merged)? {
+            if owners.is_none() && container.is_mapped() {
+                return Err(Error::MappingsNeeded(container.id.clone()));
+            }
             let label = container.mount_label();
             let options = self.mount_words(container, label);
-            shared.overlay.mount(&layer.id, &options)?;
+            shared.overlay.mount(&layer.id, &options, owners)?;
         }
         let path = merged.display().to_string();
         match list.iter_mut().find(|mount| mount.id == layer.id) {
@@ -111,6 +126,7 @@ impl Store {
             shared.mounts.save(&guard, list)?;
             return Ok(false);
         }
+        shared.overlay.unmount_mapped(layer)?;
         unmount_wholly(&shared.overlay.merged_dir(layer))?;
         if list.iter().any(|mount| mount.id == layer) {
             list.retain(|mount| mount.id != layer);

@@ -2,14 +2,17 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use criox_sys::durable::{self, PathError};
+use criox_sys::idmap::{IdRange, to_host};
 use criox_sys::inroot::{self, Root};
 use criox_sys::mount;
 
 use crate::error::Error;
+use crate::mapped::MappedHome;
 use crate::stage::StagingDir;
 
 /// Most layers below a container, as with the peers.
@@ -172,22 +175,69 @@ impl Overlay {
         valid.then(|| self.home.join("l").join(link))
     }
 
-    /// Mounts a layer on its `merged` directory, writable.
-    pub(crate) fn mount(&self, id: &str, options: &[String]) -> Result<(), Error> {
+    /// Mounts a layer on its `merged` directory, writable. With `owners` the files of the layers below belong to whom
+    /// that user namespace maps them to; the layer's own `diff` holds the mapped owners as they are.
+    pub(crate) fn mount(
+        &self,
+        id: &str,
+        options: &[String],
+        owners: Option<BorrowedFd<'_>>,
+    ) -> Result<(), Error> {
         let dir = self.layer_dir(id);
-        let lowers = self.lowers(id)?;
+        let mut lowers = self.lowers(id)?;
         let (merged, work) = (self.merged_dir(id), dir.join("work"));
         make(&merged, 0o700)?;
         make(&work, 0o700)?;
         // The kernel's mark of a volatile mount that was not unmounted; it refuses the next one while it stands.
         durable::remove_tree(&work.join("work/incompat/volatile"))?;
-        mount::overlay(&lowers, Some(&dir.join("diff")), Some(&work), options, &merged)?;
+        let mapped = owners.map(|owners| MappedHome::new(self, id, owners)).transpose()?;
+        if let Some(mapped) = &mapped {
+            lowers = lowers.iter().map(|lower| mapped.path_of(lower)).collect();
+        }
+        let mounted = mount::overlay(&lowers, Some(&dir.join("diff")), Some(&work), options, &merged);
+        // The overlay has its own copies of the mounts that its layers lie on.
+        drop(mapped);
+        Ok(mounted?)
+    }
+
+    /// Gives the root of a container's layer to whom the mappings give the owner that it has from its image; root, if
+    /// they leave that one out.
+    pub(crate) fn map_root(&self, id: &str, users: &[IdRange], groups: &[IdRange]) -> Result<(), Error> {
+        let diff = self.diff_dir(id);
+        let meta = std::fs::symlink_metadata(&diff).map_err(|e| PathError::new("look at", &diff, e))?;
+        let mapped =
+            |ranges: &[IdRange], id| to_host(ranges, id).or_else(|| to_host(ranges, 0)).unwrap_or(id);
+        let root = Root::open(&diff)?;
+        inroot::set_owner(root.as_fd(), mapped(users, meta.uid()), mapped(groups, meta.gid()))
+            .map_err(|e| PathError::new("set owner of", &diff, e))?;
+        Ok(inroot::set_mode(root.as_fd(), meta.mode() & 0o7777)
+            .map_err(|e| PathError::new("set mode of", &diff, e))?)
+    }
+
+    /// Unmounts what a mount that was cut short, ours or a peer's, left in the layer's `mapped` directory.
+    pub(crate) fn unmount_mapped(&self, id: &str) -> Result<(), Error> {
+        let mapped = self.mapped_dir(id);
+        let entries = match std::fs::read_dir(&mapped) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(PathError::new("list", mapped, e).into()),
+        };
+        for entry in entries.flatten() {
+            if mount::is_mount_point(&entry.path())? {
+                mount::unmount(&entry.path(), true)?;
+            }
+        }
         Ok(())
+    }
+
+    pub(crate) fn mapped_dir(&self, id: &str) -> PathBuf {
+        self.home.join(id).join("mapped")
     }
 
     /// Moves a layer's directory out of the home, into `bin`, and drops its link.
     pub(crate) fn discard(&self, id: &str, bin: &mut StagingDir) -> Result<(), Error> {
         let dir = self.layer_dir(id);
+        self.unmount_mapped(id)?;
         if let Ok(Some(link)) = read_text(&dir.join("link"))
             && let Some(path) = self.lower_path(&format!("l/{link}"))
         {
@@ -254,7 +304,7 @@ fn write_text(path: &Path, text: &str, synced: bool) -> Result<(), Error> {
 }
 
 /// Makes one directory with exactly this mode; one that exists stays as it is.
-fn make(path: &Path, mode: u32) -> Result<(), Error> {
+pub(crate) fn make(path: &Path, mode: u32) -> Result<(), Error> {
     let failed = |e| PathError::new("make directory", path, e);
     match std::fs::DirBuilder::new().mode(mode).create(path) {
         Ok(()) => {

@@ -213,6 +213,11 @@ impl Container {
         self.flags.get(VOLATILE) == Some(&Value::Bool(true))
     }
 
+    /// Whether it has a user namespace of its own: the files of its image belong to others then.
+    pub fn is_mapped(&self) -> bool {
+        self.extra.get("uidmap").and_then(Value::as_array).is_some_and(|ranges| !ranges.is_empty())
+    }
+
     /// SELinux label of its mounts, or empty.
     pub fn mount_label(&self) -> &str {
         self.flags.get("MountLabel").and_then(Value::as_str).unwrap_or_default()

@@ -69,6 +69,11 @@ fn sweep_layers(store: &Store, report: &mut OpenReport) -> Result<(), Error> {
         let mut bin = None;
         for name in list(shared.overlay.home())? {
             let path = shared.overlay.home().join(&name);
+            if path.join("mapped").is_dir()
+                && let Err(error) = shared.mounts.unmount_mapped(&shared.overlay, &name)
+            {
+                report.problems.push(told(&error));
+            }
             if !looks_like_layer(&name, &path)
                 || layers.snapshot.get(&name).is_some()
                 || transient.contains(&name)
