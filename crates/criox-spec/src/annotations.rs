@@ -80,9 +80,19 @@ fn may_pass(key: &str, allowed: &[String]) -> bool {
 
 /// The value of a gated annotation of the pod, by its new or its old name, when the handler allows it.
 pub(crate) fn gated<'a>(input: &SpecInput<'a>, new: &str, old: &str) -> Option<&'a str> {
-    [new, old].into_iter().find_map(|name| {
-        let value = input.sandbox.annotations.get(name)?;
-        may_pass(name, &input.handler.allowed_annotations).then_some(value.as_str())
+    gated_annotation(&input.sandbox.annotations, &input.handler.allowed_annotations, &[new, old])
+}
+
+/// The value of an annotation that steers, by the first of its names that is given and that `allowed` names.
+#[must_use]
+pub fn gated_annotation<'a>(
+    annotations: &'a BTreeMap<String, String>,
+    allowed: &[String],
+    names: &[&str],
+) -> Option<&'a str> {
+    names.iter().find_map(|name| {
+        let value = annotations.get(*name)?;
+        may_pass(name, allowed).then_some(value.as_str())
     })
 }
 
@@ -262,5 +272,14 @@ mod tests {
         check("cpu-quota.crio.io/ctr", &[], false);
         check("cpu-quota.crio.io/ctr", &["cpu-quota.crio.io"], true);
         check("io.kubernetes.cri-o.Devices", &["devices.crio.io"], false);
+    }
+
+    #[test]
+    fn each_name_of_an_annotation_is_allowed_by_itself() {
+        let annotations: BTreeMap<_, _> = [("io.kubernetes.cri-o.Devices".to_owned(), "/dev/x".to_owned())].into();
+        let names = ["devices.crio.io", "io.kubernetes.cri-o.Devices"];
+        let ask = |allowed: &str| gated_annotation(&annotations, &[allowed.to_owned()], &names);
+        assert_eq!(ask("devices.crio.io"), None);
+        assert_eq!(ask("io.kubernetes.cri-o.Devices"), Some("/dev/x"));
     }
 }

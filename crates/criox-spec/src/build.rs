@@ -6,7 +6,7 @@ use crate::capabilities::{self, CapabilitySet};
 use crate::error::SpecError;
 use crate::input::{Built, NamespaceSource, SpecInput};
 use crate::{annotations, devices, mounts, namespaces, oci, process, resources, rlimits, seccomp, security};
-use crate::{stop_signal, user};
+use crate::{selinux, stop_signal, user};
 
 /// The version for runtimes that don't tell what they know: crun before 1.9 refuses others.
 const OCI_VERSION: &str = "1.0.2";
@@ -25,14 +25,25 @@ pub fn build(input: &SpecInput<'_>) -> Result<Built, SpecError> {
         let reason = "no privileged container allowed in sandbox";
         return Err(SpecError::invalid("linux.security_context.privileged", reason));
     }
+    if input.container.windows.is_some() {
+        return Err(SpecError::invalid("windows", security::NOT_WINDOWS));
+    }
+    if let Some(options) = &security.selinux_options {
+        selinux::check(options, "linux.security_context.selinux_options")?;
+    }
     if !input.rootfs.starts_with('/') {
         return Err(SpecError::invalid("rootfs", format!("{:?} is not an absolute path", input.rootfs)));
+    }
+    let signal = input.container.stop_signal;
+    if v1::Signal::try_from(signal).is_err() {
+        return Err(SpecError::invalid("stop_signal", format!("unknown value {signal}")));
     }
     let mut warnings = Vec::new();
     let stop_signal =
         stop_signal::resolve(input.container.stop_signal, &input.image.stop_signal, &mut warnings);
 
     let who = user::resolve(input)?;
+    namespaces::check_identity(input, &who.effective)?;
     let process = first_process(input, security, &who, &mut warnings)?;
 
     let passwd = input.provided.passwd.as_ref().and_then(|_| {
@@ -71,6 +82,7 @@ pub fn build(input: &SpecInput<'_>) -> Result<Built, SpecError> {
         mounts: mounts.list,
         annotations,
         linux,
+        hooks: None,
     };
     Ok(Built { spec, user: who.effective, stop_signal, image_volumes, passwd, group, warnings })
 }
@@ -105,7 +117,11 @@ fn first_process(
         ceiling: if own_users { CapabilitySet::ALL } else { input.node.capabilities },
     };
     let sets = capabilities::resolve(&wanted, warnings)?;
-    let (selinux_label, _) = security::selinux(input, security.privileged);
+    let (selinux_label, _) = security::selinux(input, security.privileged, process::is_systemd(&args));
+    if let (Some(label), Some(false)) = (&selinux_label, input.handler.selinux) {
+        let reason = format!("label {label:?} can't be had: the runtime handler was built without SELinux");
+        return Err(SpecError::unsupported("linux.security_context.selinux_options", reason));
+    }
     Ok(oci::Process {
         terminal: input.container.tty,
         console_size: None,
@@ -121,9 +137,11 @@ fn first_process(
         capabilities: Some(sets.to_oci()),
         rlimits: rlimits::resolve(&input.defaults.ulimits, input.node, warnings)?,
         no_new_privileges: security.no_new_privs,
-        apparmor_profile: security::apparmor(input, security)?,
+        apparmor_profile: security::apparmor(input, security, warnings)?,
         oom_score_adj: Some(resources::oom_score_adj(input, warnings)?),
         selinux_label,
+        io_priority: None,
+        scheduler: None,
     })
 }
 
@@ -139,7 +157,7 @@ fn linux(
     let security = context.unwrap_or(&nothing);
     let devices = devices::build(input, security, &who.effective)?;
     let paths = security::paths(input, context)?;
-    let (_, mount_label) = security::selinux(input, security.privileged);
+    let (_, mount_label) = security::selinux(input, security.privileged, false);
     let own_users = input.namespaces.user != NamespaceSource::Host;
     let mappings = |list: &[oci::IdMapping]| if own_users { list.to_vec() } else { Vec::new() };
     Ok(oci::Linux {
@@ -155,5 +173,8 @@ fn linux(
         masked_paths: paths.masked,
         readonly_paths: paths.readonly,
         mount_label,
+        intel_rdt: None,
+        net_devices: std::collections::BTreeMap::new(),
+        memory_policy: None,
     })
 }

@@ -60,6 +60,8 @@ pub enum WarningTopic {
     Resources,
     /// The system call filter was left out.
     Seccomp,
+    /// The default AppArmor profile was left out.
+    AppArmor,
     /// A kernel parameter from the configuration was left out.
     Sysctl,
     /// A value of the image's configuration was ignored.

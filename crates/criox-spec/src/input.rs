@@ -155,6 +155,8 @@ pub struct Defaults {
     pub read_only: bool,
     /// `apparmor_profile`; `unconfined` turns it off.
     pub apparmor_profile: String,
+    /// Why that profile can't be had on this node; empty when it can.
+    pub apparmor_missing: String,
     /// `device_ownership_from_security_context`.
     pub device_ownership_from_security_context: bool,
     /// `hostnetwork_disable_selinux`.
@@ -181,6 +183,20 @@ pub struct HandlerFeatures {
     pub recursive_read_only: bool,
     /// Makes idmapped mounts.
     pub idmapped_mounts: bool,
+    /// Makes user namespaces.
+    pub user_namespaces: bool,
+    /// What it says about system call filters; none when it does not say.
+    pub seccomp: Option<bool>,
+    /// What it says about AppArmor.
+    pub apparmor: Option<bool>,
+    /// What it says about SELinux.
+    pub selinux: Option<bool>,
+    /// What it says about classes of cache and bandwidth.
+    pub intel_rdt: Option<bool>,
+    /// Moves interfaces into containers.
+    pub net_devices: bool,
+    /// Sets policies of NUMA memory.
+    pub memory_policy: bool,
     /// `privileged_without_host_devices`.
     pub privileged_without_host_devices: bool,
     /// `container_min_memory` in bytes; 0 is no check.
@@ -255,6 +271,8 @@ pub struct ResolvedMount {
 pub struct ProvidedMounts {
     /// The pod's `/dev/shm`, or the host's with IPC mode NODE.
     pub shm: Option<String>,
+    /// The node's `/dev/mqueue`, if it has one: for a container with the node's IPC in a user namespace.
+    pub mqueue: Option<String>,
     /// The pod's `resolv.conf`.
     pub resolv_conf: Option<String>,
     /// The pod's `hostname` file.

@@ -10,36 +10,48 @@
 mod annotations;
 mod build;
 mod capabilities;
+mod cdi;
 mod devices;
 mod error;
 mod input;
 mod mounts;
 mod namespaces;
 pub mod oci;
+mod oci_adjust;
+mod oci_hooks;
 mod process;
 mod resources;
 mod rlimits;
 mod seccomp;
 mod security;
+mod selinux;
 mod stop_signal;
 mod sysctl;
 mod user;
 
-pub use annotations::filter_annotations;
+pub use annotations::{filter_annotations, gated_annotation};
 pub use build::build;
 pub use capabilities::CapabilitySet;
+pub use cdi::{
+    CdiError, CdiFacts, CdiFile, CdiFormat, CdiName, Edits as CdiEdits, HostNode, cdi_names,
+    inject as inject_cdi, parse_cdi,
+};
 pub use error::{ErrorKind, SpecError, Warning, WarningTopic};
 pub use input::{
     Built, Defaults, DeviceKind, EffectiveUser, HandlerFeatures, Identity, ImageFacts, NamespaceSource,
     Namespaces, NodeFacts, ProvidedMounts, ResolvedDevice, ResolvedMount, SelinuxLabels, SpecInput, Ulimit,
 };
 pub use mounts::clean_destination;
-pub use namespaces::{PidMode, SandboxNamespaces, UserMappings, container_pid_mode, sandbox_namespaces};
+pub use namespaces::{
+    PidMode, SandboxNamespaces, UserMappings, container_pid_mode, container_user_check, sandbox_namespaces,
+};
 pub use process::exec_process;
 pub use resources::{CgroupDriver, cgroups_path, resources_update};
 pub use seccomp::{
     Arch, SeccompFile, SeccompProfile, SeccompRequest, default_profile, parse_profile, seccomp_request,
 };
+pub use security::sandbox_security_check;
+pub use selinux::{MCS_LEVELS, container_labels, mcs_level, parse_lxc_contexts, pod_labels};
 pub use stop_signal::StopSignal;
 pub use sysctl::{parse_sysctl, sandbox_sysctls};
 pub use user::{resolve_user, sandbox_user_check};

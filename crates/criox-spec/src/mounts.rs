@@ -4,7 +4,7 @@ use criox_cri::v1;
 
 use crate::error::{SpecError, Warning, WarningTopic};
 use crate::input::{NamespaceSource, ResolvedMount, SpecInput};
-use crate::oci;
+use crate::{namespaces, oci};
 
 /// More than any manifest needs; each is a system call and a line of mountinfo for the life of the container.
 const MAX_MOUNTS: usize = 4096;
@@ -141,7 +141,7 @@ pub(crate) fn image_volumes(
 fn defaults(input: &SpecInput<'_>, around: &Surroundings) -> Vec<oci::Mount> {
     let writable = if around.privileged { "rw" } else { "ro" };
     let mut list = vec![
-        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        proc(input),
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         mount(
             "/dev/pts",
@@ -182,9 +182,17 @@ fn defaults(input: &SpecInput<'_>, around: &Surroundings) -> Vec<oci::Mount> {
     list
 }
 
+/// `/proc`. That of a PID namespace that the user namespace does not own can't be mounted anew, so the node's is bound.
+fn proc(input: &SpecInput<'_>) -> oci::Mount {
+    if input.namespaces.user != NamespaceSource::Host && input.namespaces.pid == NamespaceSource::Host {
+        return mount("/proc", "bind", "/proc", &["rbind", "nosuid", "noexec", "nodev"]);
+    }
+    mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])
+}
+
 /// `/sys` and `/dev/mqueue`. In a user namespace a file system of a namespace that is not its own can't be mounted anew,
-/// so the host's is bound.
-fn kernel_mounts(input: &SpecInput<'_>, writable: &str) -> [oci::Mount; 2] {
+/// so the node's is bound; a node may have no `/dev/mqueue`.
+fn kernel_mounts(input: &SpecInput<'_>, writable: &str) -> Vec<oci::Mount> {
     let in_user_namespace = input.namespaces.user != NamespaceSource::Host;
     let sys = if in_user_namespace && input.namespaces.network == NamespaceSource::Host {
         let readonly =
@@ -193,12 +201,16 @@ fn kernel_mounts(input: &SpecInput<'_>, writable: &str) -> [oci::Mount; 2] {
     } else {
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", writable])
     };
-    let mqueue = if in_user_namespace && input.namespaces.ipc == NamespaceSource::Host {
-        mount("/dev/mqueue", "bind", "/dev/mqueue", &["rbind", "nosuid", "noexec", "nodev"])
+    let mut list = vec![sys];
+    if in_user_namespace && input.namespaces.ipc == NamespaceSource::Host {
+        let nodes = input.provided.mqueue.iter();
+        list.extend(
+            nodes.map(|source| mount("/dev/mqueue", "bind", source, &["rbind", "nosuid", "noexec", "nodev"])),
+        );
     } else {
-        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])
-    };
-    [sys, mqueue]
+        list.push(mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]));
+    }
+    list
 }
 
 /// Memory-backed directories: those of a read-only node default, and those that systemd expects.
@@ -271,13 +283,19 @@ impl Requested<'_> {
         let destination = self.destination()?;
         self.check_source()?;
         let is_image = self.wanted.image.is_some();
-        let readonly = self.wanted.readonly || is_image;
+        let readonly = self.wanted.readonly;
+        if is_image && !readonly {
+            return Err(SpecError::invalid(
+                self.field("readonly"),
+                "an image is mounted read-only, or not at all",
+            ));
+        }
         let propagation = self.propagation(input, warnings)?;
         let access = self.access(input, readonly, propagation)?;
-        // A read-only image tree is other people's content: nothing in it may gain privileges by being mounted.
+        // It is other people's content: nothing in it may gain privileges by being mounted. Programs in it run, though.
         let mut options: Vec<String> = vec!["rbind".to_owned(), propagation.to_owned(), access.to_owned()];
         if is_image {
-            options.extend(["nosuid", "nodev", "noexec"].map(str::to_owned));
+            options.extend(["nosuid", "nodev"].map(str::to_owned));
         }
         self.add_options(&mut options)?;
         let mut mount = oci::Mount {
@@ -402,6 +420,7 @@ impl Requested<'_> {
         Ok(())
     }
 
+    /// The mappings of an idmapped mount. An image's tree is mapped as a whole, in the store, for an overlay can't be.
     fn add_mappings(&self, input: &SpecInput<'_>, mount: &mut oci::Mount) -> Result<(), SpecError> {
         let (uids, gids) = (&self.wanted.uid_mappings, &self.wanted.gid_mappings);
         if uids.is_empty() && gids.is_empty() {
@@ -412,6 +431,16 @@ impl Requested<'_> {
                 self.field("uidMappings"),
                 "needs mappings of both users and groups",
             ));
+        }
+        let uids = namespaces::id_ranges(uids, &self.field("uidMappings"))?;
+        let gids = namespaces::id_ranges(gids, &self.field("gidMappings"))?;
+        if self.wanted.image.is_some() {
+            let pod = input.namespaces;
+            if (&uids, &gids) != (&pod.uid_mappings, &pod.gid_mappings) {
+                let reason = "an image volume has the mappings of its pod, and no others";
+                return Err(SpecError::invalid(self.field("uidMappings"), reason));
+            }
+            return Ok(());
         }
         let refusal = if !input.node.idmapped_mounts {
             Some("the kernel")
@@ -427,13 +456,8 @@ impl Requested<'_> {
                 format!("{:?} needs an idmapped mount, and {who} can't do it", self.wanted.host_path);
             return Err(SpecError::unsupported(self.field("uidMappings"), reason));
         }
-        let convert = |mapping: &v1::IdMapping| oci::IdMapping {
-            container_id: mapping.container_id,
-            host_id: mapping.host_id,
-            size: mapping.length,
-        };
-        mount.uid_mappings = uids.iter().map(convert).collect();
-        mount.gid_mappings = gids.iter().map(convert).collect();
+        mount.uid_mappings = uids;
+        mount.gid_mappings = gids;
         Ok(())
     }
 }

@@ -3,10 +3,13 @@
 use criox_cri::v1;
 
 use crate::error::SpecError;
-use crate::input::{NamespaceSource, SpecInput};
+use crate::input::{EffectiveUser, NamespaceSource, SpecInput};
 use crate::oci;
 
 const OPTIONS: &str = "linux.security_context.namespace_options";
+
+/// Ranges of one mapping that the kernel takes (user_namespaces(7)).
+const MAX_RANGES: usize = 340;
 
 /// What a sandbox shares with the node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -121,22 +124,115 @@ fn user_namespace(options: &v1::UserNamespace) -> Result<Option<UserMappings>, S
         }
         return Ok(None);
     }
-    let convert = |mappings: &[v1::IdMapping], name: &str| {
-        if mappings.is_empty() {
-            return Err(SpecError::invalid(format!("{field}.{name}"), "empty: mode POD needs mappings"));
-        }
-        mappings.iter().map(|mapping| id_mapping(mapping, &format!("{field}.{name}"))).collect()
-    };
+    let convert = |mappings: &[v1::IdMapping], name: &str| id_mappings(mappings, &format!("{field}.{name}"));
     Ok(Some(UserMappings { uids: convert(&options.uids, "uids")?, gids: convert(&options.gids, "gids")? }))
 }
 
-fn id_mapping(mapping: &v1::IdMapping, field: &str) -> Result<oci::IdMapping, SpecError> {
-    let fits = |first: u32| mapping.length > 0 && first.checked_add(mapping.length).is_some();
-    if !fits(mapping.container_id) || !fits(mapping.host_id) {
-        let reason = format!("{} IDs from {} on are not a range of IDs", mapping.length, mapping.host_id);
-        return Err(SpecError::invalid(field, reason));
+/// The mappings of a user namespace in which containers can run.
+fn id_mappings(mappings: &[v1::IdMapping], field: &str) -> Result<Vec<oci::IdMapping>, SpecError> {
+    let refused = |reason: String| SpecError::invalid(field, reason);
+    if mappings.is_empty() {
+        return Err(refused("empty: mode POD needs mappings".to_owned()));
     }
-    Ok(oci::IdMapping { container_id: mapping.container_id, host_id: mapping.host_id, size: mapping.length })
+    let list = id_ranges(mappings, field)?;
+    if list.iter().all(|range| range.container_id > 0) {
+        return Err(refused(
+            "ID 0 of the pod is not mapped: a runtime needs it to set a container up".to_owned(),
+        ));
+    }
+    if list.iter().any(|range| range.host_id == 0) {
+        return Err(refused("the node's own ID 0 can't be given to a pod".to_owned()));
+    }
+    Ok(list)
+}
+
+/// Ranges as the kernel takes them: each within the IDs there are, none inside or outside twice.
+///
+/// # Errors
+/// What is wrong, with `field`.
+pub(crate) fn id_ranges(mappings: &[v1::IdMapping], field: &str) -> Result<Vec<oci::IdMapping>, SpecError> {
+    let refused = |reason: String| SpecError::invalid(field, reason);
+    if mappings.len() > MAX_RANGES {
+        return Err(refused(format!("{} ranges: the kernel takes at most {MAX_RANGES}", mappings.len())));
+    }
+    // The highest number is no ID (it means "none" to system calls).
+    let fits = |first: u32, length: u32| length > 0 && first.checked_add(length).is_some();
+    for v1::IdMapping { container_id, host_id, length } in mappings {
+        for first in [*container_id, *host_id] {
+            if !fits(first, *length) {
+                return Err(refused(format!("{length} IDs from {first} on are not a range of IDs")));
+            }
+        }
+    }
+    let sides: [(&str, fn(&v1::IdMapping) -> u32); 2] =
+        [("the pod", |range| range.container_id), ("the node", |range| range.host_id)];
+    for (side, first) in sides {
+        let mut sorted: Vec<&v1::IdMapping> = mappings.iter().collect();
+        sorted.sort_by_key(|range| first(range));
+        if let Some(pair) = sorted.windows(2).find(|pair| first(pair[0]) + pair[0].length > first(pair[1])) {
+            return Err(refused(format!("ID {} of {side} is mapped twice", first(pair[1]))));
+        }
+    }
+    let convert = |mapping: &v1::IdMapping| oci::IdMapping {
+        container_id: mapping.container_id,
+        host_id: mapping.host_id,
+        size: mapping.length,
+    };
+    Ok(mappings.iter().map(convert).collect())
+}
+
+/// Checks what a container says of user namespaces against its sandbox: all containers of a pod are in the same one.
+///
+/// # Errors
+/// Other mappings than the sandbox's, with the field.
+pub fn container_user_check(
+    container: &v1::ContainerConfig,
+    sandbox: &v1::PodSandboxConfig,
+) -> Result<(), SpecError> {
+    let own = container
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.security_context.as_ref())
+        .and_then(|context| context.namespace_options.as_ref())
+        .and_then(|options| options.userns_options.as_ref());
+    // Absent counts as not asked, as from an old kubelet.
+    let Some(own) = own else { return Ok(()) };
+    if user_namespace(own)? != sandbox_namespaces(sandbox)?.user {
+        return Err(SpecError::invalid(
+            format!("{OPTIONS}.userns_options"),
+            "differs from the sandbox's: the containers of a pod share its user namespace",
+        ));
+    }
+    Ok(())
+}
+
+/// Checks that the process's user and groups exist in its user namespace.
+pub(crate) fn check_identity(input: &SpecInput<'_>, who: &EffectiveUser) -> Result<(), SpecError> {
+    let wanted = input.namespaces;
+    // Missing mappings are refused as such, by `build`.
+    let none = wanted.uid_mappings.is_empty() || wanted.gid_mappings.is_empty();
+    if none || wanted.user == NamespaceSource::Host {
+        return Ok(());
+    }
+    let mapped = |ranges: &[oci::IdMapping], id: u32| {
+        ranges
+            .iter()
+            .any(|range| id.checked_sub(range.container_id).is_some_and(|offset| offset < range.size))
+    };
+    let refused = |field: &str, kind: &str, id: u32| {
+        let reason = format!("{kind} {id} is not among those that the pod's user namespace maps");
+        Err(SpecError::invalid(format!("linux.security_context.{field}"), reason))
+    };
+    if !mapped(&wanted.uid_mappings, who.uid) {
+        return refused("run_as_user", "user", who.uid);
+    }
+    if !mapped(&wanted.gid_mappings, who.gid) {
+        return refused("run_as_group", "group", who.gid);
+    }
+    match who.supplemental_groups.iter().find(|group| !mapped(&wanted.gid_mappings, **group)) {
+        Some(group) => refused("supplemental_groups", "group", *group),
+        None => Ok(()),
+    }
 }
 
 /// User first, so that it owns the others when they are made.
@@ -223,6 +319,80 @@ mod tests {
             );
         }
         check(user(v1::UserNamespace { mode: 2, uids: map(5), gids: vec![] }), "userns_options");
+    }
+
+    /// Whether a mapping of `(container, host, length)` is taken, or what is said against it.
+    #[track_caller]
+    fn check_map(ranges: &[(u32, u32, u32)], expected: Result<(), &str>) {
+        let map: Vec<v1::IdMapping> = ranges
+            .iter()
+            .map(|&(container_id, host_id, length)| v1::IdMapping { host_id, container_id, length })
+            .collect();
+        let good = vec![v1::IdMapping { host_id: 65_536, container_id: 0, length: 65_536 }];
+        let user = v1::UserNamespace { mode: 0, uids: good, gids: map };
+        let options = v1::NamespaceOption { userns_options: Some(user), ..Default::default() };
+        match (sandbox_namespaces(&sandbox(options)), expected) {
+            (Ok(namespaces), Ok(())) => {
+                assert_eq!(namespaces.user.expect("mapped").gids.len(), ranges.len());
+            }
+            (Err(error), Err(text)) => {
+                assert_eq!(error.field, format!("{OPTIONS}.userns_options.gids"));
+                assert!(error.to_string().contains(text), "{error}");
+            }
+            (got, expected) => panic!("{ranges:?}: {got:?}, not {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn mappings_that_the_kernel_would_refuse_are_refused_with_the_reason() {
+        check_map(&[(0, 65_536, 65_536)], Ok(()));
+        check_map(&[(1000, 300_000, 1000), (0, 200_000, 1000)], Ok(()));
+        check_map(&[(1, 65_536, 65_536)], Err("ID 0 of the pod"));
+        check_map(&[(0, 0, 10)], Err("node's own ID 0"));
+        check_map(&[(0, 1000, 10), (9, 2000, 10)], Err("ID 9 of the pod is mapped twice"));
+        check_map(&[(100, 1000, 10), (0, 1005, 10)], Err("ID 1005 of the node is mapped twice"));
+        check_map(&[(0, 1000, u32::MAX)], Err("not a range"));
+        let many: Vec<_> = (0..341).map(|n| (n, 1000 + n, 1)).collect();
+        check_map(&many, Err("341 ranges"));
+    }
+
+    #[test]
+    fn a_container_has_no_other_user_namespace_than_its_pod() {
+        let user = |host_id| v1::UserNamespace {
+            mode: 0,
+            uids: vec![v1::IdMapping { host_id, container_id: 0, length: 65_536 }],
+            gids: vec![v1::IdMapping { host_id, container_id: 0, length: 65_536 }],
+        };
+        let node = v1::UserNamespace { mode: 2, ..Default::default() };
+        let check = |pod: Option<&v1::UserNamespace>, own: Option<&v1::UserNamespace>| {
+            let options = |user: Option<&v1::UserNamespace>| v1::NamespaceOption {
+                userns_options: user.cloned(),
+                ..Default::default()
+            };
+            let container = v1::ContainerConfig {
+                linux: Some(v1::LinuxContainerConfig {
+                    security_context: Some(v1::LinuxContainerSecurityContext {
+                        namespace_options: Some(options(own)),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            };
+            container_user_check(&container, &sandbox(options(pod))).is_ok()
+        };
+        let (a, b) = (user(65_536), user(131_072));
+        for (pod, own, fits) in [
+            (Some(&a), Some(&a), true),
+            (Some(&a), None, true),
+            (Some(&a), Some(&b), false),
+            (Some(&a), Some(&node), false),
+            (None, Some(&node), true),
+            (None, Some(&a), false),
+            (Some(&node), None, true),
+        ] {
+            assert_eq!(check(pod, own), fits, "{pod:?} {own:?}");
+        }
     }
 
     #[test]

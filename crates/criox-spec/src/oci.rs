@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::oci_adjust::{IoPriority, MemoryPolicy, Scheduler};
+pub use crate::oci_hooks::{Hook, Hooks, IntelRdt, NetDevice};
+
 /// The root of `config.json`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -28,6 +31,9 @@ pub struct Spec {
     pub annotations: BTreeMap<String, String>,
     /// Linux's own part.
     pub linux: Linux,
+    /// Programs of the node to run; only from CDI and NRI.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Hooks>,
 }
 
 /// `root`.
@@ -77,6 +83,12 @@ pub struct Process {
     /// SELinux label.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub selinux_label: Option<String>,
+    /// `ioprio_set`; only from NRI.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub io_priority: Option<IoPriority>,
+    /// `sched_setattr`; only from NRI.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<Scheduler>,
 }
 
 /// `process.consoleSize`, in characters.
@@ -210,6 +222,15 @@ pub struct Linux {
     /// SELinux label of the mounts.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub mount_label: String,
+    /// Class of cache and memory bandwidth.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub intel_rdt: Option<IntelRdt>,
+    /// Interfaces of the node that are moved into the container.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub net_devices: BTreeMap<String, NetDevice>,
+    /// `set_mempolicy`; only from NRI.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_policy: Option<MemoryPolicy>,
 }
 
 /// One entry of `linux.namespaces`.
@@ -300,6 +321,24 @@ pub struct Memory {
     /// Memory plus swap.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub swap: Option<i64>,
+    /// Soft limit; this and what follows only from NRI.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reservation: Option<i64>,
+    /// Kernel memory (cgroup v1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<i64>,
+    /// Kernel memory for TCP (cgroup v1).
+    #[serde(rename = "kernelTCP", skip_serializing_if = "Option::is_none")]
+    pub kernel_tcp: Option<i64>,
+    /// How readily it is swapped out, 0 to 100 (cgroup v1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swappiness: Option<u64>,
+    /// Whether it stops instead of being killed (cgroup v1).
+    #[serde(rename = "disableOOMKiller", skip_serializing_if = "Option::is_none")]
+    pub disable_oom_killer: Option<bool>,
+    /// Whether its children count (cgroup v1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_hierarchy: Option<bool>,
 }
 
 /// `linux.resources.cpu`.
@@ -321,6 +360,12 @@ pub struct Cpu {
     /// NUMA node list.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub mems: String,
+    /// Microseconds of real time per period (cgroup v1); only from NRI.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub realtime_runtime: Option<i64>,
+    /// Period of real time in microseconds (cgroup v1); only from NRI.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub realtime_period: Option<u64>,
 }
 
 /// `linux.resources.pids`.

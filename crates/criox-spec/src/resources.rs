@@ -140,6 +140,7 @@ fn cpu(request: &v1::LinuxContainerResources, field: Field<'_>) -> Result<Option
         period: positive("cpu_period", request.cpu_period)?,
         cpus: request.cpuset_cpus.clone(),
         mems: request.cpuset_mems.clone(),
+        ..Default::default()
     };
     Ok((cpu != oci::Cpu::default()).then_some(cpu))
 }
@@ -177,7 +178,7 @@ fn memory(
         }
         swap => Some(swap),
     };
-    Ok(Some(oci::Memory { limit: Some(limit), swap }))
+    Ok(Some(oci::Memory { limit: Some(limit), swap, ..Default::default() }))
 }
 
 fn hugepages(

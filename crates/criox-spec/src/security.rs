@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 
 use criox_cri::v1;
 
-use crate::error::SpecError;
+use crate::error::{SpecError, Warning, WarningTopic};
 use crate::input::{NamespaceSource, SpecInput};
 use crate::mounts::clean_destination;
 
+/// Why the fields of another system are refused: dropping them would start something else than was asked for.
+pub(crate) const NOT_WINDOWS: &str = "this is a Linux node";
 /// What a container that is not privileged has no business to read: firmware, keys and timing of the node.
 const MASKED: [&str; 13] = [
     "/proc/acpi",
@@ -107,10 +109,43 @@ pub(crate) fn profile<'a>(
     }
 }
 
-/// The AppArmor profile's name, none for unconfined.
+/// The refusals that RunPodSandbox owes about security: profiles that can't be, and a path that is none. There is no
+/// process of the sandbox to confine by them, so nothing else is done with them.
+///
+/// # Errors
+/// The field, below `linux.security_context`.
+pub fn sandbox_security_check(sandbox: &v1::PodSandboxConfig) -> Result<(), SpecError> {
+    if sandbox.windows.is_some() {
+        return Err(SpecError::invalid("windows", NOT_WINDOWS));
+    }
+    let Some(context) = sandbox.linux.as_ref().and_then(|linux| linux.security_context.as_ref()) else {
+        return Ok(());
+    };
+    const SECCOMP: &str = "linux.security_context.seccomp";
+    let path = sandbox_seccomp_path(context);
+    if let Profile::Localhost(path) = profile(context.seccomp.as_ref(), path, SECCOMP)?
+        && !path.starts_with('/')
+    {
+        let reason = format!("{path:?} is not an absolute path");
+        return Err(SpecError::invalid(format!("{SECCOMP}.localhost_ref"), reason));
+    }
+    profile(context.apparmor.as_ref(), "", "linux.security_context.apparmor")?;
+    if let Some(options) = &context.selinux_options {
+        crate::selinux::check(options, "linux.security_context.selinux_options")?;
+    }
+    Ok(())
+}
+
+#[expect(deprecated, reason = "older kubelets send only this field")]
+fn sandbox_seccomp_path(context: &v1::LinuxSandboxSecurityContext) -> &str {
+    &context.seccomp_profile_path
+}
+
+/// The AppArmor profile's name, none for unconfined. That it is loaded is the caller's to see to.
 pub(crate) fn apparmor(
     input: &SpecInput<'_>,
     context: &v1::LinuxContainerSecurityContext,
+    warnings: &mut Vec<Warning>,
 ) -> Result<Option<String>, SpecError> {
     const FIELD: &str = "linux.security_context.apparmor";
     if context.privileged {
@@ -126,13 +161,30 @@ pub(crate) fn apparmor(
             _ => Ok(None),
         };
     }
-    let name = match wanted {
+    let defaults = input.defaults;
+    let (name, is_default) = match wanted {
         Profile::Unconfined => return Ok(None),
-        Profile::Unset | Profile::RuntimeDefault => input.defaults.apparmor_profile.as_str(),
-        Profile::Localhost(name) => name,
+        Profile::Unset | Profile::RuntimeDefault => (defaults.apparmor_profile.as_str(), true),
+        Profile::Localhost(name) => (name, false),
     };
     if name.is_empty() || name == "unconfined" {
         return Ok(None);
+    }
+    if is_default && !defaults.apparmor_missing.is_empty() {
+        // Who asks for confinement gets it or an error; who says nothing gets what the node can give.
+        if matches!(wanted, Profile::RuntimeDefault) {
+            return Err(SpecError::unsupported(FIELD, defaults.apparmor_missing.clone()));
+        }
+        let message = format!(
+            "{}: containers that name no AppArmor profile run without one",
+            defaults.apparmor_missing
+        );
+        warnings.push(Warning::new(WarningTopic::AppArmor, message));
+        return Ok(None);
+    }
+    if input.handler.apparmor == Some(false) {
+        let reason = format!("profile {name:?} can't be had: the runtime handler was built without AppArmor");
+        return Err(SpecError::unsupported(FIELD, reason));
     }
     if name.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Err(SpecError::invalid(FIELD, format!("{name:?} is no profile name")));
@@ -150,13 +202,16 @@ fn apparmor_text(context: &v1::LinuxContainerSecurityContext) -> &str {
 ///
 /// No process label for privileged containers and where the node's processes or queues are shared; with the node's
 /// network only if so configured.
-pub(crate) fn selinux(input: &SpecInput<'_>, privileged: bool) -> (Option<String>, String) {
+pub(crate) fn selinux(input: &SpecInput<'_>, privileged: bool, init: bool) -> (Option<String>, String) {
     let Some(labels) = input.selinux else { return (None, String::new()) };
     let host = |source: &NamespaceSource| *source == NamespaceSource::Host;
     if host(&input.namespaces.pid) || host(&input.namespaces.ipc) {
         return (None, String::new());
     }
     let network = host(&input.namespaces.network) && input.defaults.hostnetwork_disable_selinux;
-    let process = (!privileged && !network && !labels.process.is_empty()).then(|| labels.process.clone());
+    let process = (!privileged && !network && !labels.process.is_empty()).then(|| match init {
+        true => crate::selinux::init_label(&labels.process),
+        false => labels.process.clone(),
+    });
     (process, labels.mount.clone())
 }

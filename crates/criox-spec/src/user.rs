@@ -132,6 +132,13 @@ pub fn sandbox_user_check(config: &v1::PodSandboxConfig) -> Result<(), SpecError
             ));
         }
     }
+    for (index, value) in context.supplemental_groups.iter().enumerate() {
+        id_of(*value, &format!("linux.security_context.supplemental_groups[{index}]"))?;
+    }
+    if v1::SupplementalGroupsPolicy::try_from(context.supplemental_groups_policy).is_err() {
+        let reason = format!("unknown value {}", context.supplemental_groups_policy);
+        return Err(SpecError::invalid("linux.security_context.supplemental_groups_policy", reason));
+    }
     Ok(())
 }
 

@@ -117,6 +117,10 @@ pub(crate) fn resolve(
         }
     };
     if input.node.seccomp {
+        if input.handler.seccomp == Some(false) {
+            let reason = format!("{name:?} is asked for, and the runtime handler was built without seccomp");
+            return Err(SpecError::unsupported("linux.security_context.seccomp", reason));
+        }
         return Ok((Some(filter), name.to_owned()));
     }
     if matches!(input.seccomp, SeccompProfile::Loaded { .. }) && name != "RuntimeDefault" {

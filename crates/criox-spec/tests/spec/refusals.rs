@@ -1,7 +1,7 @@
 //! What is refused, and the field that the refusal names.
 
 use criox_cri::v1;
-use criox_spec::{ErrorKind, NamespaceSource, ResolvedDevice};
+use criox_spec::{ErrorKind, NamespaceSource, ResolvedDevice, SelinuxLabels};
 
 use crate::support::{Fixture, strings};
 
@@ -175,6 +175,59 @@ fn idmapped_mounts_that_somebody_cannot_do() {
         with_maps(f, false);
     });
     check("mounts[0].uidMappings", |f| f.mount("/data", |mount, _| mount.uid_mappings = map()));
+    check("mounts[0].gidMappings", |f| {
+        f.handler.idmapped_mounts = true;
+        f.mount("/data", |mount, facts| {
+            mount.uid_mappings = map();
+            mount.gid_mappings = [map(), map()].concat();
+            facts.idmappable = true;
+        });
+    });
+}
+
+fn image_volume(f: &mut Fixture, change: impl Fn(&mut v1::Mount)) {
+    f.mount("/data", |mount, _| {
+        mount.host_path = String::new();
+        mount.image = Some(v1::ImageSpec::default());
+        mount.readonly = true;
+        change(mount);
+    });
+}
+
+#[test]
+fn image_volumes_that_cannot_be() {
+    let map = || vec![v1::IdMapping { host_id: 100_000, container_id: 0, length: 65536 }];
+    check("mounts[0].readonly", |f| image_volume(f, |mount| mount.readonly = false));
+    check("mounts[0].host_path", |f| image_volume(f, |mount| mount.host_path = "/data".to_owned()));
+    check("mounts[0].uidMappings", |f| {
+        image_volume(f, |mount| {
+            mount.uid_mappings = map();
+            mount.gid_mappings = map();
+        });
+    });
+}
+
+#[test]
+fn users_that_the_user_namespace_does_not_have() {
+    let in_namespace = |f: &mut Fixture| {
+        let map = criox_spec::oci::IdMapping { container_id: 0, host_id: 100_000, size: 1000 };
+        f.namespaces.user = NamespaceSource::Path("/run/userns/x".to_owned());
+        f.namespaces.uid_mappings = vec![map];
+        f.namespaces.gid_mappings = vec![map];
+    };
+    check("linux.security_context.run_as_user", |f| {
+        in_namespace(f);
+        f.security().run_as_user = Some(v1::Int64Value { value: 1000 });
+    });
+    check("linux.security_context.run_as_group", |f| {
+        in_namespace(f);
+        f.security().run_as_user = Some(v1::Int64Value { value: 999 });
+        f.security().run_as_group = Some(v1::Int64Value { value: 1000 });
+    });
+    check("linux.security_context.supplemental_groups", |f| {
+        in_namespace(f);
+        f.security().supplemental_groups = vec![1, 5000];
+    });
 }
 
 #[test]
@@ -232,6 +285,12 @@ fn security_that_cannot_be() {
         f.security().capabilities =
             Some(v1::Capability { add_capabilities: strings(&["FLY"]), ..Default::default() });
     });
+    check("windows", |f| f.container.windows = Some(v1::WindowsContainerConfig::default()));
+    check("stop_signal", |f| f.container.stop_signal = 999);
+    check("linux.security_context.selinux_options.type", |f| {
+        let options = v1::SeLinuxOption { r#type: "t,dev=1".to_owned(), ..Default::default() };
+        f.security().selinux_options = Some(options);
+    });
     check("linux.security_context.masked_paths[0]", |f| f.security().masked_paths = strings(&["proc/kcore"]));
     check("linux.security_context.readonly_paths[0]", |f| f.security().readonly_paths = strings(&["/a/.."]));
     let localhost = |name: &str| {
@@ -243,6 +302,24 @@ fn security_that_cannot_be() {
     check("linux.security_context.apparmor.localhost_ref", |f| f.security().apparmor = localhost(""));
     check_kind("linux.security_context.apparmor", ErrorKind::Unsupported, |f| {
         f.security().apparmor = localhost("mine");
+    });
+    let default = Some(v1::SecurityProfile::default());
+    check_kind("linux.security_context.apparmor", ErrorKind::Unsupported, |f| {
+        f.node.apparmor = true;
+        f.defaults.apparmor_missing = "\"crio-default\" is not loaded".to_owned();
+        f.security().apparmor.clone_from(&default);
+    });
+    check_kind("linux.security_context.apparmor", ErrorKind::Unsupported, |f| {
+        f.node.apparmor = true;
+        f.handler.apparmor = Some(false);
+    });
+    check_kind("linux.security_context.selinux_options", ErrorKind::Unsupported, |f| {
+        f.selinux = Some(SelinuxLabels { process: "u:r:t:s0".to_owned(), mount: String::new() });
+        f.handler.selinux = Some(false);
+    });
+    check_kind("linux.security_context.seccomp", ErrorKind::Unsupported, |f| {
+        f.default_seccomp = true;
+        f.handler.seccomp = Some(false);
     });
     check("linux.security_context.namespace_options", |f| {
         f.namespaces.pid = NamespaceSource::Path("proc/1/ns/pid".to_owned());

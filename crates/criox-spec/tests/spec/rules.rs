@@ -157,6 +157,31 @@ fn a_mount_of_dev_or_sys_takes_what_lies_below_with_it() {
 }
 
 #[test]
+fn what_a_user_namespace_does_not_own_is_bound_from_the_node() {
+    let map = criox_spec::oci::IdMapping { container_id: 0, host_id: 100_000, size: 65_536 };
+    let check = |shared: bool, mqueue: bool, destination: &str, kind: Option<&str>| {
+        let list = built(|f| {
+            f.namespaces.user = NamespaceSource::Path("/run/userns/x".to_owned());
+            f.namespaces.uid_mappings = vec![map];
+            f.namespaces.gid_mappings = vec![map];
+            if shared {
+                f.namespaces.pid = NamespaceSource::Host;
+                f.namespaces.ipc = NamespaceSource::Host;
+                f.namespaces.network = NamespaceSource::Host;
+            }
+            f.provided.mqueue = mqueue.then(|| "/dev/mqueue".to_owned());
+        });
+        let found = list.spec.mounts.iter().find(|mount| mount.destination == destination);
+        assert_eq!(found.map(|mount| mount.kind.as_str()), kind, "{destination}");
+    };
+    for (destination, own) in [("/proc", "proc"), ("/sys", "sysfs"), ("/dev/mqueue", "mqueue")] {
+        check(false, false, destination, Some(own));
+        check(true, true, destination, Some("bind"));
+    }
+    check(true, false, "/dev/mqueue", None);
+}
+
+#[test]
 fn options_of_a_mount_follow_the_request() {
     let check =
         |change: &dyn Fn(&mut v1::Mount, &mut criox_spec::ResolvedMount), options: &[&str], root: &str| {
@@ -190,8 +215,9 @@ fn options_of_a_mount_follow_the_request() {
         &|mount, _| {
             mount.host_path.clear();
             mount.image = Some(v1::ImageSpec::default());
+            mount.readonly = true;
         },
-        &["rbind", "rprivate", "ro", "nosuid", "nodev", "noexec"],
+        &["rbind", "rprivate", "ro", "nosuid", "nodev"],
         "",
     );
 }
@@ -304,6 +330,18 @@ fn apparmor_is_the_configured_profile_unless_the_request_says_otherwise() {
     check(&|f| f.security().apparmor = profile(Unconfined, ""), None);
     check(&|f| f.security().apparmor = profile(Localhost, "mine"), Some("mine"));
     check(&|f| f.defaults.apparmor_profile = "unconfined".to_owned(), None);
+    // Nothing said, and the default can't be had: as on a kernel without AppArmor, with a warning.
+    let missing = |f: &mut Fixture| f.defaults.apparmor_missing = "\"crio-default\" is not loaded".to_owned();
+    check(&missing, None);
+    let warnings = built(|f| {
+        f.node.apparmor = true;
+        missing(f);
+    })
+    .warnings;
+    assert!(warnings.iter().any(|warning| warning.topic == WarningTopic::AppArmor), "{warnings:?}");
+    // A profile of its own does not depend on the default; nor does one need AppArmor for nothing.
+    check(&|f| (missing(f), f.security().apparmor = profile(Localhost, "mine")).1, Some("mine"));
+    check(&|f| (f.handler.apparmor = Some(false), f.security().apparmor = profile(Unconfined, "")).1, None);
 }
 
 #[test]
