@@ -3,7 +3,7 @@
 //! A task of its own moves frames; callers wait for replies by request ID, each with a deadline of its own. When
 //! the connection ends, every waiting call fails with [`CallError::Gone`], and so does every later one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -93,8 +93,13 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Waiting {
     closed: bool,
-    calls: HashMap<u64, mpsc::Sender<reply::Result>>,
+    calls: HashMap<u64, mpsc::Sender<Answer>>,
+    /// Execs whose first reply brings a terminal, unless it is a failure. Kept also when the caller has gone: the
+    /// descriptor comes all the same, and must not be taken for that of another.
+    terminals: HashSet<u64>,
 }
+
+type Answer = (reply::Result, Option<OwnedFd>);
 
 type Outgoing = (Request, Vec<OwnedFd>);
 
@@ -103,6 +108,8 @@ type Outgoing = (Request, Vec<OwnedFd>);
 pub struct ExecCall {
     /// What the monitor said of its start.
     pub started: ExecStarted,
+    /// The master of its terminal, if it was to have one.
+    pub terminal: Option<OwnedFd>,
     pending: Pending,
 }
 
@@ -112,7 +119,7 @@ impl ExecCall {
     /// # Errors
     /// The connection ended, or the monitor failed.
     pub async fn finished(mut self) -> Result<ExecFinished, CallError> {
-        match self.pending.next().await? {
+        match self.pending.next().await?.0 {
             reply::Result::ExecFinished(finished) => Ok(finished),
             _ => Err(CallError::Unexpected),
         }
@@ -124,15 +131,15 @@ impl ExecCall {
 struct Pending {
     id: u64,
     shared: Arc<Shared>,
-    replies: mpsc::Receiver<reply::Result>,
+    replies: mpsc::Receiver<Answer>,
 }
 
 impl Pending {
-    async fn next(&mut self) -> Result<reply::Result, CallError> {
+    async fn next(&mut self) -> Result<Answer, CallError> {
         match self.replies.recv().await {
             None => Err(CallError::Gone),
-            Some(reply::Result::Failure(failure)) => Err(CallError::Refused(failure)),
-            Some(result) => Ok(result),
+            Some((reply::Result::Failure(failure), _)) => Err(CallError::Refused(failure)),
+            Some(answer) => Ok(answer),
         }
     }
 }
@@ -187,11 +194,36 @@ impl Client {
     /// # Errors
     /// The monitor refused, stayed silent for `deadline`, or has gone.
     pub async fn call(&self, verb: request::Verb, deadline: Duration) -> Result<reply::Result, CallError> {
+        self.call_with(verb, Vec::new(), deadline).await
+    }
+
+    async fn call_with(
+        &self,
+        verb: request::Verb,
+        fds: Vec<OwnedFd>,
+        deadline: Duration,
+    ) -> Result<reply::Result, CallError> {
         let answer = async {
-            let mut pending = self.send(verb, Vec::new()).await?;
-            pending.next().await
+            let mut pending = self.send(verb, fds).await?;
+            pending.next().await.map(|(result, _)| result)
         };
         timeout(deadline, answer).await.unwrap_or(Err(CallError::Silent(deadline)))
+    }
+
+    /// Attaches a client to a container; the descriptors are those that [`crate::proto::Attach`] names.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn attach(
+        &self,
+        attach: crate::proto::Attach,
+        fds: Vec<OwnedFd>,
+        deadline: Duration,
+    ) -> Result<(), CallError> {
+        match self.call_with(request::Verb::Attach(attach), fds, deadline).await? {
+            reply::Result::Done(_) => Ok(()),
+            _ => Err(CallError::Unexpected),
+        }
     }
 
     /// Sends a verb whose reply says only that it is done.
@@ -218,7 +250,7 @@ impl Client {
         let start = async {
             let mut pending = self.send(request::Verb::Exec(exec), fds).await?;
             match pending.next().await? {
-                reply::Result::ExecStarted(started) => Ok(ExecCall { started, pending }),
+                (reply::Result::ExecStarted(started), terminal) => Ok(ExecCall { started, terminal, pending }),
                 _ => Err(CallError::Unexpected),
             }
         };
@@ -235,6 +267,9 @@ impl Client {
                 return Err(CallError::Gone);
             }
             waiting.calls.insert(id, sender);
+            if matches!(&verb, request::Verb::Exec(exec) if exec.terminal) {
+                waiting.terminals.insert(id);
+            }
         }
         let pending = Pending { id, shared: self.shared.clone(), replies };
         let request = Request { id, verb: Some(verb) };
@@ -288,7 +323,7 @@ impl Connection {
                         Err(error) => return Err(error),
                     }
                     while let Some(message) = self.reader.next::<Message>()? {
-                        if !self.dispatch(message).await {
+                        if !self.dispatch(message).await? {
                             return Ok(());
                         }
                     }
@@ -323,24 +358,30 @@ impl Connection {
             // Too long: only this call fails, by the end of its replies.
             Err(error) => {
                 tracing::warn!(%error, "request to a monitor was not sent");
-                self.shared.waiting().calls.remove(&request.id);
+                let mut waiting = self.shared.waiting();
+                waiting.calls.remove(&request.id);
+                waiting.terminals.remove(&request.id);
                 Ok(())
             }
         }
     }
 
     /// False when the pod's task has gone.
-    async fn dispatch(&self, message: Message) -> bool {
+    async fn dispatch(&mut self, message: Message) -> Result<bool, FrameError> {
         match message.kind {
-            Some(message::Kind::Event(event)) => self.events.send(event).await.is_ok(),
+            Some(message::Kind::Event(event)) => Ok(self.events.send(event).await.is_ok()),
             Some(message::Kind::Reply(Reply { request_id, result: Some(result) })) => {
-                if let Some(call) = self.shared.waiting().calls.get(&request_id) {
+                let mut waiting = self.shared.waiting();
+                let first = waiting.terminals.remove(&request_id);
+                let comes = first && matches!(result, reply::Result::ExecStarted(_));
+                let terminal = if comes { self.reader.take_fds(1)?.pop() } else { None };
+                if let Some(call) = waiting.calls.get(&request_id) {
                     // Room for all replies of a call is reserved; a caller that has gone is no error.
-                    drop(call.try_send(result));
+                    drop(call.try_send((result, terminal)));
                 }
-                true
+                Ok(true)
             }
-            Some(message::Kind::Reply(Reply { result: None, .. })) | None => true,
+            Some(message::Kind::Reply(Reply { result: None, .. })) | None => Ok(true),
         }
     }
 }

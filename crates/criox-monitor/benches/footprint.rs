@@ -6,7 +6,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
-    dead_code,
     reason = "a benchmark fails by panicking, tells its result, and shares the tests' harness"
 )]
 

@@ -8,6 +8,7 @@ use std::time::Instant;
 use criox_monitor_api::proto::{self, ContainerState, ExitFacts, container_state};
 use criox_sys::process::Pidfd;
 
+use crate::console::Console;
 use crate::exec::Exec;
 use crate::oom::OomWatch;
 
@@ -49,13 +50,18 @@ pub(crate) struct Container {
     pub(crate) gathering: bool,
     /// Bytes that the log writer has and has not told to be written.
     pub(crate) queued: usize,
+    /// That is too much: its output waits.
+    pub(crate) log_full: bool,
     pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) stdin_once: bool,
     /// The master, for sizes; its output is read through a duplicate.
     pub(crate) terminal: Option<OwnedFd>,
     pub(crate) oom: Option<OomWatch>,
     pub(crate) execs: BTreeMap<String, Exec>,
     /// Groups of ended execs whose descendants live on.
     pub(crate) lingering: Vec<String>,
+    /// An update is at work.
+    pub(crate) updating: bool,
     /// A delete is at work.
     pub(crate) deleting: Vec<Caller>,
     /// The runtime's part of it is over; until then its group is emptied.
@@ -80,11 +86,14 @@ impl Container {
             pending_records: 0,
             gathering: false,
             queued: 0,
+            log_full: false,
             stdin: None,
+            stdin_once: false,
             terminal: None,
             oom: None,
             execs: BTreeMap::new(),
             lingering: Vec::new(),
+            updating: false,
             deleting: Vec::new(),
             delete_until: None,
         }
@@ -121,9 +130,6 @@ pub(crate) struct RuntimeRun {
     pub(crate) timed_out: bool,
 }
 
-/// A socket that a runtime sends the terminal's master to, and its path.
-pub(crate) type Console = (OwnedFd, PathBuf);
-
 /// What follows when the runtime has ended.
 pub(crate) enum Purpose {
     Create {
@@ -139,6 +145,7 @@ pub(crate) enum Purpose {
         console: Option<Console>,
         process_file: PathBuf,
     },
+    Update(Box<crate::update::Change>),
     Delete,
     /// Deletes what a failed creation left; the creator is told `failure` afterwards.
     Undo {

@@ -12,10 +12,12 @@ use criox_sys::cgroup::EnterHandle;
 use criox_sys::process::Pidfd;
 
 use crate::client::{done, failure, reply as reply_message};
-use crate::container::{Caller, Console, Phase, Purpose, RuntimeRun};
+use crate::console::Console;
+use crate::container::{Caller, Phase, Purpose, RuntimeRun};
 use crate::monitor::{Monitor, Timer};
-use crate::oci::{self, ExecGroup};
-use crate::runtime_run::{cgroup_in, receive_console};
+use crate::namespaces;
+use crate::oci::{self, ExecGroup, ExecStart};
+use crate::runtime_run::cgroup_in;
 use crate::verbs::{not_found, not_started, timeout};
 
 /// How long a tree may hold out against SIGKILL before its exec is answered all the same.
@@ -141,13 +143,11 @@ impl Monitor {
         }
         let mut console = None;
         if request.terminal {
-            args.extend::<[&OsStr; 3]>([
-                "--tty".as_ref(),
-                "--console-socket".as_ref(),
-                files.console.as_ref(),
-            ]);
-            let listener = criox_sys::socket::bind_listen(&files.console, 1).map_err(internal)?;
-            console = Some((listener, files.console.clone()));
+            console = Some(Console::listen(&self.args.run_dir, &files.console).map_err(internal)?);
+        }
+        let terminal = console.as_ref().map(Console::name);
+        if let Some(name) = &terminal {
+            args.extend::<[&OsStr; 3]>(["--tty".as_ref(), "--console-socket".as_ref(), name.as_ref()]);
         }
         args.push(container_id.as_ref());
         let null: OwnedFd =
@@ -158,7 +158,11 @@ impl Monitor {
         let borrowed = [0, 1, 2].map(|index: usize| stdio[index].as_ref().unwrap_or(&null).as_fd());
         // With a terminal none of its streams is the command's.
         let stdio = (!request.terminal).then_some(borrowed);
-        let started = oci::start(runtime, &files.log, &args, stdio, handle.as_ref())
+        namespaces::give(stdio.as_ref(), self.pod_root);
+        let score: Score = serde_json::from_slice(&request.process)
+            .map_err(|error| failure(Kind::Internal, format!("the process is no OCI process: {error}")))?;
+        let start = ExecStart { cgroup: handle.as_ref(), oom_score: score.oom_score_adj };
+        let started = oci::start(runtime, &files.log, &args, stdio, Some(start))
             .map_err(|error| not_started(&error))?;
         Ok((started, console))
     }
@@ -185,14 +189,14 @@ impl Monitor {
         number: u32,
         exec_id: &str,
         result: Result<Option<i32>, reply::Result>,
-        listener: Option<OwnedFd>,
+        console: Option<Console>,
     ) {
         let Some(container) = self.containers.get(&number) else { return };
         let Some(exec) = container.execs.get(exec_id) else { return };
         let (caller, cgroup) = (exec.caller, exec.cgroup.clone());
         let no_pid =
             || failure(Kind::Runtime, "the OCI runtime reported success, but wrote no process number");
-        let terminal = listener.map(|listener| receive_console(&listener)).transpose();
+        let terminal = console.map(|console| console.receive()).transpose();
         let terminal = terminal.map_err(|error| failure(Kind::Runtime, format!("no terminal: {error}")));
         let (pid, terminal) = match result.and_then(|pid| Ok((pid.ok_or_else(no_pid)?, terminal?))) {
             Ok(started) => started,
@@ -334,12 +338,19 @@ pub(crate) fn kill_tree(pid: i32) {
     }
 }
 
+/// What of an OCI process the runtime's own process needs.
+#[derive(serde::Deserialize)]
+struct Score {
+    #[serde(default, rename = "oomScoreAdj")]
+    oom_score_adj: i32,
+}
+
 /// Files of one exec in the run directory.
 struct ExecFiles {
     process: PathBuf,
     pid: PathBuf,
     log: PathBuf,
-    console: PathBuf,
+    console: String,
 }
 
 impl ExecFiles {
@@ -349,12 +360,12 @@ impl ExecFiles {
             process: base.with_extension("json"),
             pid: base.with_extension("pid"),
             log: base.with_extension("log"),
-            console: base.with_extension("tty"),
+            console: format!("exec-{sequence}.tty"),
         }
     }
 
     fn remove(&self) {
-        for path in [&self.process, &self.pid, &self.log, &self.console] {
+        for path in [&self.process, &self.pid, &self.log] {
             drop(std::fs::remove_file(path));
         }
     }

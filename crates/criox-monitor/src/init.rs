@@ -82,13 +82,23 @@ fn enter(args: &mut impl Iterator<Item = OsString>) -> Step<i32> {
         ("entering the network namespace", LinkNameSpaceType::Network),
         ("entering the UTS namespace", LinkNameSpaceType::HostNameAndNISDomainName),
     ];
+    // Opened before the first is entered: in the user namespace the node's root may not search the node's directories.
+    let mut wanted = Vec::new();
     for (name, kind) in kinds {
         let path = args.next().unwrap_or_default();
         if !path.is_empty() {
             begin(name)?;
-            let file = std::fs::File::open(&path).map_err(|e| (name, e))?;
-            move_into_link_name_space(file.as_fd(), Some(kind)).map_err(|e| (name, e.into()))?;
+            wanted.push((name, kind, std::fs::File::open(&path).map_err(|e| (name, e))?));
         }
+    }
+    for (name, kind, file) in &wanted {
+        begin(name)?;
+        move_into_link_name_space(file.as_fd(), Some(*kind)).map_err(|e| (*name, e.into()))?;
+    }
+    if wanted.iter().any(|(_, kind, _)| *kind == LinkNameSpaceType::User) {
+        let name = "becoming root of the user namespace";
+        begin(name)?;
+        crate::namespaces::become_root().map_err(|e| (name, e))?;
     }
     begin("making process 1 of a PID namespace")?;
     let (mut ready, tell) = pipe().map_err(|e| ("making a pipe", e))?;

@@ -4,8 +4,10 @@
 //! One epoll loop ([`monitor`]); log files are written by a thread of their own ([`log_writer`]).
 
 mod args;
+mod attach;
 mod client;
 mod clock;
+mod console;
 mod container;
 mod exec;
 mod exits;
@@ -20,6 +22,7 @@ mod output;
 mod runtime_run;
 mod side_process;
 mod stream;
+mod update;
 mod verbs;
 
 use std::io::Write;

@@ -15,6 +15,7 @@ use criox_sys::socket;
 use rustix::event::epoll::{self, EventData, EventFlags};
 
 use crate::args::Args;
+use crate::attach::Attached;
 use crate::client::{Client, Events, reply as reply_message};
 use crate::container::{Caller, Container, RuntimeRun};
 use crate::log_writer::LogWriter;
@@ -38,6 +39,12 @@ pub(crate) enum Source {
     Output(u32),
     Oom(u32),
     Helper(u32),
+    /// The lease of an attached client.
+    Attached(u32),
+    AttachedInput(u32),
+    AttachedOutput(u32),
+    /// The stdin of a container.
+    Stdin(u32),
 }
 
 impl Source {
@@ -50,6 +57,10 @@ impl Source {
             Self::Output(number) => (4, number),
             Self::Oom(number) => (5, number),
             Self::Helper(number) => (6, number),
+            Self::Attached(number) => (7, number),
+            Self::AttachedInput(number) => (8, number),
+            Self::AttachedOutput(number) => (9, number),
+            Self::Stdin(number) => (10, number),
         };
         EventData::new_u64(kind << 32 | u64::from(number))
     }
@@ -63,7 +74,11 @@ impl Source {
             3 => Self::Client(number),
             4 => Self::Output(number),
             5 => Self::Oom(number),
-            _ => Self::Helper(number),
+            6 => Self::Helper(number),
+            7 => Self::Attached(number),
+            8 => Self::AttachedInput(number),
+            9 => Self::AttachedOutput(number),
+            _ => Self::Stdin(number),
         }
     }
 }
@@ -80,6 +95,7 @@ pub(crate) enum Timer {
     Settle(u32),
     Linger(u32),
     Delete(u32),
+    Attached(u32),
     Scratch,
 }
 
@@ -88,6 +104,7 @@ pub(crate) struct Monitor {
     pub(crate) cgroups: Cgroups,
     pub(crate) containers: BTreeMap<u32, Container>,
     pub(crate) outputs: BTreeMap<u32, Output>,
+    pub(crate) attached: BTreeMap<u32, Attached>,
     pub(crate) runtimes: BTreeMap<i32, RuntimeRun>,
     pub(crate) helpers: BTreeMap<u32, Helper>,
     /// Ended processes that nobody knew, while a runtime or helper ran that may yet name one.
@@ -100,6 +117,8 @@ pub(crate) struct Monitor {
     pub(crate) ends: bool,
     /// 0: none.
     pub(crate) sandbox_process: i32,
+    /// Root of the pod's own user namespace, if it has one: user and group as the node numbers them.
+    pub(crate) pod_root: Option<(u32, u32)>,
     /// What output is read into, and what was written from; given back now and then, for most containers are silent
     /// most of the time.
     pub(crate) scratch: Vec<u8>,
@@ -124,6 +143,7 @@ impl Monitor {
             cgroups: Cgroups::detect().map_err(io::Error::other)?,
             containers: BTreeMap::new(),
             outputs: BTreeMap::new(),
+            attached: BTreeMap::new(),
             runtimes: BTreeMap::new(),
             helpers: BTreeMap::new(),
             strays: BTreeMap::new(),
@@ -133,6 +153,7 @@ impl Monitor {
             dropped: 0,
             ends: false,
             sandbox_process: 0,
+            pod_root: None,
             scratch: Vec::new(),
             spare: Vec::new(),
             clients: BTreeMap::new(),
@@ -237,6 +258,7 @@ impl Monitor {
                 Timer::Settle(number) => self.settle(number),
                 Timer::Linger(number) => self.remove_lingering(number),
                 Timer::Delete(number) => self.deleted(number, None),
+                Timer::Attached(number) => self.attached_late(number),
                 Timer::Scratch => self.shrink(),
             }
         }
@@ -251,6 +273,10 @@ impl Monitor {
             Source::Output(number) => self.read_output(number),
             Source::Oom(number) => self.look_for_oom(number, flags),
             Source::Helper(number) => self.hear(number),
+            Source::Attached(number) => self.lease_ended(number),
+            Source::AttachedInput(number) => self.input_ready(number),
+            Source::AttachedOutput(number) => self.output_ready(number),
+            Source::Stdin(number) => self.stdin_ready(number),
         }
     }
 
@@ -279,7 +305,7 @@ impl Monitor {
             if !matches!(error, FrameError::Io(_)) {
                 tell(&format!("connection closed: {error}"));
             }
-            self.clients.remove(&number);
+            self.hang_up(number);
         }
     }
 
@@ -325,12 +351,22 @@ impl Monitor {
         match client.send(kind, fds) {
             Ok(()) if client.lags() => {
                 tell("connection closed: its client does not read what it is sent");
-                self.clients.remove(&number);
+                self.hang_up(number);
             }
             Ok(()) => self.rearm(number),
             Err(error) => {
                 tell(&format!("connection closed: {error}"));
-                self.clients.remove(&number);
+                self.hang_up(number);
+            }
+        }
+    }
+
+    /// A connection is over. The terminals of execs that it began hang up, for nobody can hold them any more.
+    fn hang_up(&mut self, number: u32) {
+        self.clients.remove(&number);
+        for exec in self.containers.values_mut().flat_map(|container| container.execs.values_mut()) {
+            if exec.caller.client == number {
+                exec.terminal = None;
             }
         }
     }

@@ -4,13 +4,14 @@
 //! there, and lives until the other end is closed: by then its namespaces are pinned.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use criox_monitor_api::frame::{FrameReader, encode};
 use criox_monitor_api::proto::{IdMap, PinNamespaces};
 use criox_sys::process::{self, Pidfd, SpawnSpec};
 use criox_sys::socket;
+use rustix::fs::{FileType, Gid, Uid};
 use rustix::thread::UnshareFlags;
 
 use crate::side_process::{Line, say};
@@ -49,6 +50,26 @@ pub(crate) fn map_users(request: &PinNamespaces, helper: i32, line: &OwnedFd) ->
     }
     rustix::io::write(line, b"G").map_err(|error| format!("releasing the helper process: {error}"))?;
     Ok(())
+}
+
+/// Who is root in the pod's user namespace, as the node numbers users and groups; none without one.
+pub(crate) fn root_of(request: &PinNamespaces) -> Option<(u32, u32)> {
+    let host = |map: &[IdMap]| map.iter().find(|range| range.container_id == 0).map(|range| range.host_id);
+    (!request.user.is_empty()).then(|| Some((host(&request.uid_map)?, host(&request.gid_map)?))).flatten()
+}
+
+/// Gives the pipes of a process to the root of its user namespace: the runtime gives them on to the process's user,
+/// without which `/dev/stdout` can't be opened, and can only give what belongs to a user that the namespace knows.
+pub(crate) fn give(stdio: Option<&[BorrowedFd<'_>; 3]>, owner: Option<(u32, u32)>) {
+    let (Some(stdio), Some((uid, gid))) = (stdio, owner) else { return };
+    for fd in stdio {
+        let pipe =
+            rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
+        // A pipe that stays the node's is one that the process can use, and not open anew.
+        if pipe {
+            let _ = rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        }
+    }
 }
 
 fn map_text(map: &[IdMap]) -> String {
@@ -121,10 +142,7 @@ fn make(request: &PinNamespaces, line: &std::fs::File) -> Result<(), String> {
             say(line, &Line::User)?;
             (&mut &*line).read_exact(&mut [0])
         })?;
-        step(line, "becoming root of the user namespace", || {
-            rustix::thread::set_thread_gid(rustix::process::Gid::ROOT)?;
-            Ok(rustix::thread::set_thread_uid(rustix::process::Uid::ROOT)?)
-        })?;
+        step(line, "becoming root of the user namespace", become_root)?;
     }
     for (kind, path, flag) in [
         ("network", &request.network, UnshareFlags::NEWNET),
@@ -147,6 +165,13 @@ fn make(request: &PinNamespaces, line: &std::fs::File) -> Result<(), String> {
         step(line, format!("setting sysctl {key}"), || write_sysctl(key, value))?;
     }
     Ok(())
+}
+
+/// Root of the user namespace that this process is in, without groups of the node.
+pub(crate) fn become_root() -> io::Result<()> {
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_gid(Gid::ROOT)?;
+    Ok(rustix::thread::set_thread_uid(Uid::ROOT)?)
 }
 
 fn write_sysctl(key: &str, value: &str) -> io::Result<()> {

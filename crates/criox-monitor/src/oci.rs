@@ -24,13 +24,20 @@ pub(crate) struct Started {
     pub(crate) stderr: Option<OwnedFd>,
 }
 
+/// What the runtime is born with that starts an exec, for its process to inherit.
+pub(crate) struct ExecStart<'a> {
+    pub(crate) cgroup: Option<&'a criox_sys::cgroup::EnterHandle>,
+    /// crun sets none for an exec, and the monitor's own is far below that of any container.
+    pub(crate) oom_score: i32,
+}
+
 /// Starts the runtime with a session of its own and its global options. Without `stdio` its standard error is kept.
 pub(crate) fn start<'a>(
     runtime: &'a Runtime,
     log: &Path,
     args: &[&OsStr],
     stdio: Option<[BorrowedFd<'a>; 3]>,
-    cgroup: Option<&'a criox_sys::cgroup::EnterHandle>,
+    exec: Option<ExecStart<'a>>,
 ) -> Result<Started, SpawnError> {
     let mount = if runtime.flavor() == Flavor::Crun { read_only_program(&runtime.path) } else { None };
     let program = match &mount {
@@ -39,7 +46,13 @@ pub(crate) fn start<'a>(
     };
     let failed = |source| SpawnError { program: runtime.path.clone(), step: SpawnStep::Descriptors, source };
     let said = if stdio.is_none() { Some(side_pipe().map_err(failed)?) } else { None };
-    let mut spec = build(runtime, &program, log, args, stdio, cgroup).map_err(failed)?;
+    let mut spec = build(runtime, &program, log, args, stdio).map_err(failed)?;
+    if let Some(exec) = exec {
+        spec.oom_score_adj(exec.oom_score);
+        if let Some(cgroup) = exec.cgroup {
+            spec.cgroup(cgroup);
+        }
+    }
     if mount.is_some() {
         spec.name(&runtime.path).and_then(|spec| spec.env(CLONED)).map_err(failed)?;
     }
@@ -83,7 +96,6 @@ fn build<'a>(
     log: &Path,
     args: &[&OsStr],
     stdio: Option<[BorrowedFd<'a>; 3]>,
-    cgroup: Option<&'a criox_sys::cgroup::EnterHandle>,
 ) -> std::io::Result<SpawnSpec<'a>> {
     let mut spec = SpawnSpec::new(program)?;
     if !runtime.root.is_empty() {
@@ -101,9 +113,6 @@ fn build<'a>(
     }
     for (number, fd) in (0..).zip(stdio.into_iter().flatten()) {
         spec.fd(fd, number);
-    }
-    if let Some(handle) = cgroup {
-        spec.cgroup(handle);
     }
     spec.new_session();
     Ok(spec)

@@ -58,6 +58,8 @@ impl Monitor {
                 false
             }
             Ok(length) => {
+                let (container, stream) = (output.container, output.stream);
+                self.fan_out(container, stream, &buffer[..length]);
                 self.log(number, &buffer[..length]);
                 true
             }
@@ -118,26 +120,28 @@ impl Monitor {
             return false;
         }
         owner.queued += data.len();
-        let full = owner.queued > MAX_QUEUED;
+        owner.log_full |= owner.queued > MAX_QUEUED;
+        let full = owner.log_full;
         if let Err(error) = self.writer.send(Job::Write { log: container, data, records }) {
             self.dropped += records;
             tell(&format!("log lines were lost: {error}"));
         } else if full {
-            self.pause_outputs(container, true);
+            self.update_pause(container);
+            self.writer.hurry();
         }
         true
     }
 
-    fn pause_outputs(&mut self, container: u32, pause: bool) {
+    /// Reads a container's output unless its log or an attached client is behind.
+    pub(crate) fn update_pause(&mut self, container: u32) {
+        let full = self.containers.get(&container).is_some_and(|owner| owner.log_full);
+        let pause = full || self.client_lags(container);
         let flags = if pause { EventFlags::empty() } else { EventFlags::IN };
         for number in self.outputs_of(container) {
             let Some(output) = self.outputs.get_mut(&number) else { continue };
             if std::mem::replace(&mut output.paused, pause) != pause {
                 self.watch_output(number, flags);
             }
-        }
-        if pause {
-            self.writer.hurry();
         }
     }
 
@@ -174,6 +178,7 @@ impl Monitor {
         }
         self.send_pending(output.container);
         self.settle(output.container);
+        self.output_over(output.container);
     }
 
     /// Reads what an ended container left in its pipes, without waiting for other holders of them.
@@ -214,8 +219,9 @@ impl Monitor {
                     }
                     let Some(container) = self.containers.get_mut(&log) else { continue };
                     container.queued = container.queued.saturating_sub(length);
-                    if container.queued < MAX_QUEUED / 2 {
-                        self.pause_outputs(log, false);
+                    if container.log_full && container.queued < MAX_QUEUED / 2 {
+                        container.log_full = false;
+                        self.update_pause(log);
                     }
                     self.settle(log);
                 }

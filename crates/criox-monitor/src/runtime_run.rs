@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use criox_monitor_api::proto::{CreateReply, ExitFacts, Exited, event, failure::Kind, reply};
 use criox_sys::process::{self, ExitStatus, Pidfd};
-use criox_sys::{pty, socket};
 
 use crate::client::{done, failure};
+use crate::console::Console;
 use crate::container::{Caller, Phase, Purpose, RuntimeRun};
 use crate::log::Stream;
 use crate::monitor::{Monitor, Timer};
@@ -57,11 +57,7 @@ impl Monitor {
         };
         match run.purpose {
             Purpose::Create { caller, pipes, console } => {
-                let listener = console.map(|(listener, path)| {
-                    drop(std::fs::remove_file(path));
-                    listener
-                });
-                let result = result.and_then(|pid| self.created(run.container, pid, pipes, listener));
+                let result = result.and_then(|pid| self.created(run.container, pid, pipes, console));
                 self.finish_create(run.container, caller, result);
             }
             Purpose::Start { caller } => {
@@ -70,12 +66,9 @@ impl Monitor {
             }
             Purpose::Exec { exec_id, console, process_file } => {
                 drop(std::fs::remove_file(process_file));
-                let listener = console.map(|(listener, path)| {
-                    drop(std::fs::remove_file(path));
-                    listener
-                });
-                self.exec_started(run.container, &exec_id, result, listener);
+                self.exec_started(run.container, &exec_id, result, console);
             }
+            Purpose::Update(change) => self.updated(run.container, *change, result.err()),
             Purpose::Delete => self.deleted(run.container, result.err()),
             Purpose::Undo { caller, failure } => {
                 self.forget(run.container, true);
@@ -89,7 +82,7 @@ impl Monitor {
         number: u32,
         pid: Option<i32>,
         pipes: Vec<(OwnedFd, Stream)>,
-        listener: Option<OwnedFd>,
+        console: Option<Console>,
     ) -> Result<CreateReply, reply::Result> {
         let broken =
             |what: &str| failure(Kind::Runtime, format!("the OCI runtime reported success, but {what}"));
@@ -103,8 +96,8 @@ impl Monitor {
         let mut outputs: Vec<Output> =
             pipes.into_iter().map(|(fd, stream)| Output::new(number, fd, stream)).collect();
         let Some(container) = self.containers.get_mut(&number) else { return Err(broken("it is forgotten")) };
-        if let Some(listener) = listener {
-            let master = receive_console(&listener).map_err(internal)?;
+        if let Some(console) = console {
+            let master = console.receive().map_err(internal)?;
             outputs.push(Output::new(number, master.try_clone().map_err(internal)?, Stream::Stdout));
             container.terminal = Some(master);
         }
@@ -195,6 +188,9 @@ impl Monitor {
         }
         container.settling = None;
         container.phase = Phase::Exited;
+        self.close_stdin(number);
+        self.output_over(number);
+        let Some(container) = self.containers.get(&number) else { return };
         let (id, exit) = (container.id.clone(), container.exit);
         let Some(facts) = exit else { return };
         let exit_dir = self.args.exit_dir.as_deref();
@@ -268,11 +264,6 @@ impl Monitor {
             self.after(LINGER, Timer::Linger(number));
         }
     }
-}
-
-/// The master that a runtime, which has ended, sent over its console socket.
-pub(crate) fn receive_console(listener: &OwnedFd) -> std::io::Result<OwnedFd> {
-    pty::receive_master(socket::accept(listener)?)
 }
 
 /// The path of one hierarchy in the text of `/proc/<pid>/cgroup` (cgroups(7)); an empty name is v2.

@@ -168,7 +168,11 @@ impl Monitor {
         let Some(helper) = self.helpers.remove(&number) else { return };
         self.unwatch(&helper.line);
         let result = result.and_then(|text| match &helper.task {
-            Task::Pin(request) => namespaces::pin(request, helper.process.pid()).map(|()| done()),
+            Task::Pin(request) => {
+                namespaces::pin(request, helper.process.pid())?;
+                self.pod_root = namespaces::root_of(request);
+                Ok(done())
+            }
             Task::Init(request) => {
                 let pid = init::pin(request, &text)?;
                 Ok(reply::Result::SandboxProcess(SandboxProcessReply { pid }))

@@ -16,8 +16,9 @@ pub(crate) const MAX_QUEUED: usize = 512 * 1024;
 pub(crate) struct Output {
     pub(crate) container: u32,
     pub(crate) fd: OwnedFd,
+    pub(crate) stream: Stream,
     pub(crate) splitter: Splitter,
-    /// Not read until the log writer has caught up.
+    /// Not read until the log writer, or an attached client, has caught up.
     pub(crate) paused: bool,
     /// The unfinished line has a timer.
     pub(crate) timed: bool,
@@ -30,6 +31,7 @@ impl Output {
         Self {
             container,
             fd,
+            stream,
             splitter: Splitter::new(stream),
             paused: false,
             timed: false,

@@ -12,11 +12,12 @@ use criox_monitor_api::proto::{
 use criox_sys::pty;
 
 use crate::client::{done, failure, reply as reply_message};
+use crate::console::Console;
 use crate::container::{Caller, Container, Phase, Purpose, RuntimeRun};
 use crate::log::Stream;
 use crate::log_writer::Job;
 use crate::monitor::{Monitor, Timer};
-use crate::{exits, oci};
+use crate::{exits, namespaces, oci};
 
 /// Where the daemon sets none.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -55,14 +56,13 @@ impl Monitor {
                 let fds = client.reader.take_fds(wanted)?;
                 self.exec(caller, exec, fds);
             }
-            Verb::Attach(_) => {
-                if let Some(client) = self.client(client) {
-                    drop(client.reader.take_fds(1)?);
-                }
-                self.answer(
-                    caller,
-                    failure(Kind::Unsupported, "attach is not in this version of the monitor"),
-                );
+            Verb::Attach(attach) => {
+                let streams = [attach.stdin, attach.stdout, attach.stderr];
+                let streams = if attach.terminal { 1 } else { streams.iter().filter(|w| **w).count() };
+                let Some(client) = self.client(client) else { return Ok(()) };
+                let fds = client.reader.take_fds(1 + streams)?;
+                let result = self.attach(&attach, fds);
+                self.answer(caller, result);
             }
             Verb::PinNamespaces(request) => self.pin(caller, request),
             Verb::StartSandboxProcess(request) if request.kind == 1 => self.start_init(caller, request),
@@ -70,6 +70,7 @@ impl Monitor {
             Verb::Create(create) => self.create(caller, create),
             Verb::Start(start) => self.start(caller, &start),
             Verb::Delete(delete) => self.delete(caller, &delete),
+            Verb::Update(update) => self.update(caller, update),
             Verb::ReopenLog(reopen) => self.reopen_log(caller, &reopen.container_id),
             other => {
                 let result = self.at_once(other);
@@ -93,7 +94,7 @@ impl Monitor {
             Verb::Resize(resize) => self.resize(&resize),
             Verb::CloseStdin(close) => match self.find(&close.container_id) {
                 Some(number) => {
-                    drop(self.containers.get_mut(&number).and_then(|container| container.stdin.take()));
+                    self.close_stdin(number);
                     done()
                 }
                 None => not_found(&close.container_id),
@@ -211,7 +212,9 @@ impl Monitor {
         exits::remove(&self.args.run_dir, &id);
         let number = self.number();
         let logged = !request.log_path.is_empty();
-        self.containers.insert(number, Container::new(id, runtime, logged));
+        let mut container = Container::new(id, runtime, logged);
+        container.stdin_once = request.stdin_once;
+        self.containers.insert(number, container);
         if !logged {
             return self.run_create(number, caller, request);
         }
@@ -251,8 +254,7 @@ impl Monitor {
             failure(Kind::Internal, format!("could not prepare the container's streams: {error}"))
         };
         let file = self.args.run_dir.join(format!("create-{number}"));
-        let (log, pid_file, console) =
-            (file.with_extension("log"), file.with_extension("pid"), file.with_extension("tty"));
+        let (log, pid_file) = (file.with_extension("log"), file.with_extension("pid"));
         let mut args: Vec<&OsStr> = vec![
             "create".as_ref(),
             "--bundle".as_ref(),
@@ -264,10 +266,12 @@ impl Monitor {
         if runtime.no_pivot {
             args.push("--no-pivot".as_ref());
         }
-        let mut listener = None;
-        if request.terminal {
-            args.extend::<[&OsStr; 2]>(["--console-socket".as_ref(), console.as_ref()]);
-            listener = Some(criox_sys::socket::bind_listen(&console, 1).map_err(internal)?);
+        let name = format!("create-{number}.tty");
+        let console = request.terminal.then(|| Console::listen(&self.args.run_dir, &name)).transpose();
+        let console = console.map_err(internal)?;
+        let terminal = console.as_ref().map(Console::name);
+        if let Some(name) = &terminal {
+            args.extend::<[&OsStr; 2]>(["--console-socket".as_ref(), name.as_ref()]);
         }
         args.push(request.container_id.as_ref());
         let null: OwnedFd =
@@ -282,6 +286,8 @@ impl Monitor {
             }
             if request.stdin {
                 let (read, write) = pipe().map_err(internal)?;
+                // Ours alone: the container's end still waits.
+                rustix::io::ioctl_fionbio(&write, true).map_err(|error| internal(error.into()))?;
                 stdin = Some(read);
                 if let Some(container) = self.containers.get_mut(&number) {
                     container.stdin = Some(write);
@@ -295,9 +301,9 @@ impl Monitor {
         let borrowed = [stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()];
         // With a terminal none of its streams is the container's.
         let stdio = (!request.terminal).then_some(borrowed);
+        namespaces::give(stdio.as_ref(), self.pod_root);
         let started = oci::start(&runtime, &log, &args, stdio, None).map_err(|e| not_started(&e))?;
-        let purpose =
-            Purpose::Create { caller, pipes, console: listener.map(|listener| (listener, console)) };
+        let purpose = Purpose::Create { caller, pipes, console };
         self.follow(
             RuntimeRun {
                 process: started.process,
@@ -419,6 +425,8 @@ impl Monitor {
         for output in self.outputs_of(number) {
             self.outputs.remove(&output);
         }
+        self.close_stdin(number);
+        self.end_attached(number);
         self.send_pending(number);
         self.unwatch_oom(number);
         if self.containers.remove(&number).is_some_and(|container| container.logged) {

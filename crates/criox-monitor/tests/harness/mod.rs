@@ -6,6 +6,8 @@
     reason = "a test fails by panicking and tells why it can't run"
 )]
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -105,6 +107,11 @@ impl Client {
                 other => panic!("unexpected {other:?}"),
             }
         }
+    }
+
+    /// The descriptor that came with the last reply.
+    pub(crate) fn take_fd(&mut self) -> OwnedFd {
+        self.reader.take_fds(1).unwrap().remove(0)
     }
 
     pub(crate) fn call(&mut self, verb: Verb) -> reply::Result {
