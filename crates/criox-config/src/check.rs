@@ -149,6 +149,10 @@ impl Check<'_> {
             let message = format!("must be negative or at least {MIN_LOG_SIZE}, not {}", r.log_size_max);
             self.problem(&at("log_size_max"), message);
         }
+        if r.log_to_journald {
+            let message = "this version of criox writes container logs to files only; set it to false, and let the journal take them from there";
+            self.problem(&at("log_to_journald"), message);
+        }
         if r.ctr_stop_timeout < MIN_TIMEOUT {
             self.warn(&at("ctr_stop_timeout"), format!("{} is raised to {MIN_TIMEOUT}", r.ctr_stop_timeout));
             r.ctr_stop_timeout = MIN_TIMEOUT;

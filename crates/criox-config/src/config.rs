@@ -70,23 +70,23 @@ section! {
         /// UNIX socket of the CRI.
         Now listen: PathBuf = "/var/run/crio/crio.sock".into();
         /// Address of the streaming server; what is not an IP address means all of them.
-        NotYet stream_address: String = "127.0.0.1".to_owned();
+        Now stream_address: String = "127.0.0.1".to_owned();
         /// Port of the streaming server, a number or a service's name; 0 is any.
-        NotYet stream_port: String = "0".to_owned();
+        Now stream_port: String = "0".to_owned();
         /// Serve streams over TLS.
-        NotYet stream_enable_tls: bool = false;
+        Now stream_enable_tls: bool = false;
         /// Certificate of the streaming server.
-        NotYet stream_tls_cert: Option<PathBuf> = None;
+        Now stream_tls_cert: Option<PathBuf> = None;
         /// Key of that certificate.
-        NotYet stream_tls_key: Option<PathBuf> = None;
+        Now stream_tls_key: Option<PathBuf> = None;
         /// Authority that clients' certificates must come from; if set, clients need one.
-        NotYet stream_tls_ca: Option<PathBuf> = None;
+        Now stream_tls_ca: Option<PathBuf> = None;
         /// Idle time after which a stream is closed, as "4h"; empty is four hours.
-        NotYet stream_idle_timeout: String = String::new();
+        Now stream_idle_timeout: String = String::new();
         /// Lowest TLS version of the streaming and metrics servers.
-        NotYet tls_min_version: TlsMinVersion = TlsMinVersion::Tls12;
+        Now tls_min_version: TlsMinVersion = TlsMinVersion::Tls12;
         /// Cipher suites for TLS 1.2 by Go's names; empty is a safe choice.
-        NotYet tls_cipher_suites: Vec<String> = Vec::new();
+        Now tls_cipher_suites: Vec<String> = Vec::new();
         /// Size of the largest message sent; 80 MiB is always used.
         WithoutMeaning grpc_max_send_msg_size: i64 = 80 << 20;
         /// Size of the largest message accepted; 80 MiB is always used.
@@ -132,11 +132,11 @@ section! {
         /// Smallest GOMAXPROCS given to containers; 0 gives none.
         NotYet min_injected_gomaxprocs: i64 = 0;
         /// Use SELinux; default is the host's state.
-        NotYet selinux: bool = std::path::Path::new("/sys/fs/selinux/enforce").exists();
+        Now selinux: bool = std::path::Path::new("/sys/fs/selinux/enforce").exists();
         /// Default seccomp profile; if empty, the built-in one.
         Now seccomp_profile: Option<PathBuf> = None;
         /// Seccomp profile of privileged containers; if empty, none.
-        NotYet privileged_seccomp_profile: Option<PathBuf> = None;
+        Now privileged_seccomp_profile: Option<PathBuf> = None;
         /// Default AppArmor profile; "unconfined" turns it off.
         Now apparmor_profile: String = "crio-default".to_owned();
         /// Block I/O classes.
@@ -144,7 +144,7 @@ section! {
         /// Read the block I/O classes anew before each container.
         NotYet blockio_reload: bool = false;
         /// Directories of CDI specifications; later ones win.
-        NotYet cdi_spec_dirs: Vec<PathBuf> = vec!["/etc/cdi".into(), "/var/run/cdi".into()];
+        Now cdi_spec_dirs: Vec<PathBuf> = vec!["/etc/cdi".into(), "/var/run/cdi".into()];
         /// Configuration of irqbalance.
         NotYet irqbalance_config_file: PathBuf = "/etc/sysconfig/irqbalance".into();
         /// Where irqbalance's banned CPUs are kept; "disable" turns restoring off.
@@ -162,7 +162,7 @@ section! {
         /// Sysctls of every pod, key=value.
         Now default_sysctls: Vec<Sysctl> = Vec::new();
         /// Host devices that the devices annotation may name.
-        NotYet allowed_devices: Vec<String> = vec!["/dev/fuse".to_owned(), "/dev/net/tun".to_owned()];
+        Now allowed_devices: Vec<String> = vec!["/dev/fuse".to_owned(), "/dev/net/tun".to_owned()];
         /// Host devices of every container, source:destination:permissions; the last two may be missing.
         Now additional_devices: Vec<DeviceMapping> = Vec::new();
         /// Directories of OCI hooks.
@@ -221,7 +221,7 @@ section! {
         /// Ignore host ports.
         Now disable_hostport_mapping: bool = false;
         /// Time zone of containers: empty, a name as "Europe/Oslo", or "local".
-        NotYet timezone: String = String::new();
+        Now timezone: String = String::new();
     }
     tables {
         /// `[crio.runtime.runtimes]`, by name.
@@ -336,9 +336,9 @@ section! {
         /// Has no effect in CRI-O either: see collection_period.
         WithoutMeaning stats_collection_period: i64 = 0;
         /// Seconds between collections; 0 is on demand.
-        NotYet collection_period: i64 = 0;
+        Now collection_period: i64 = 0;
         /// Groups of pod metrics to serve, or "all".
-        NotYet included_pod_metrics: Vec<String> = Vec::new();
+        Now included_pod_metrics: Vec<String> = Vec::new();
     }
 }
 
@@ -346,19 +346,19 @@ section! {
     /// `[crio.nri]`: plugins of the Node Resource Interface.
     Nri = "crio.nri" {
         /// Use NRI.
-        NotYet enable_nri: bool = true;
+        Now enable_nri: bool = true;
         /// Socket for plugins.
-        NotYet nri_listen: PathBuf = "/var/run/nri/nri.sock".into();
+        Now nri_listen: PathBuf = "/var/run/nri/nri.sock".into();
         /// Directory of plugins that are started.
-        NotYet nri_plugin_dir: PathBuf = "/opt/nri/plugins".into();
+        Now nri_plugin_dir: PathBuf = "/opt/nri/plugins".into();
         /// Directory of their configurations.
-        NotYet nri_plugin_config_dir: PathBuf = "/etc/nri/conf.d".into();
+        Now nri_plugin_config_dir: PathBuf = "/etc/nri/conf.d".into();
         /// Time for a plugin to register.
-        NotYet nri_plugin_registration_timeout: Duration = Duration::from_secs(5);
+        Now nri_plugin_registration_timeout: Duration = Duration::from_secs(5);
         /// Time for a plugin to answer.
-        NotYet nri_plugin_request_timeout: Duration = Duration::from_secs(2);
+        Now nri_plugin_request_timeout: Duration = Duration::from_secs(2);
         /// Refuse plugins that connect by themselves.
-        NotYet nri_disable_connections: bool = false;
+        Now nri_disable_connections: bool = false;
     }
     tables {
         /// `[crio.nri.default_validator]`.
@@ -370,20 +370,20 @@ section! {
     /// `[crio.nri.default_validator]`: what plugins may not do.
     NriValidator = "crio.nri.default_validator" {
         /// Use the validator.
-        NotYet nri_enable_default_validator: bool = false;
+        Now nri_enable_default_validator: bool = false;
         /// Refuse OCI hooks.
-        NotYet nri_validator_reject_oci_hook_adjustment: bool = false;
+        Now nri_validator_reject_oci_hook_adjustment: bool = false;
         /// Refuse to change the runtime's default seccomp profile.
-        NotYet nri_validator_reject_runtime_default_seccomp_adjustment: bool = false;
+        Now nri_validator_reject_runtime_default_seccomp_adjustment: bool = false;
         /// Refuse to change an unconfined seccomp profile.
-        NotYet nri_validator_reject_unconfined_seccomp_adjustment: bool = false;
+        Now nri_validator_reject_unconfined_seccomp_adjustment: bool = false;
         /// Refuse to change a custom seccomp profile.
-        NotYet nri_validator_reject_custom_seccomp_adjustment: bool = false;
+        Now nri_validator_reject_custom_seccomp_adjustment: bool = false;
         /// Refuse to change namespaces.
-        NotYet nri_validator_reject_namespace_adjustment: bool = false;
+        Now nri_validator_reject_namespace_adjustment: bool = false;
         /// Plugins that must have seen a container.
-        NotYet nri_validator_required_plugins: Vec<String> = Vec::new();
+        Now nri_validator_required_plugins: Vec<String> = Vec::new();
         /// Annotation that lets a pod go without them.
-        NotYet nri_validator_tolerate_missing_plugins_annotation: String = String::new();
+        Now nri_validator_tolerate_missing_plugins_annotation: String = String::new();
     }
 }

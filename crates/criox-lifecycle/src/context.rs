@@ -15,17 +15,24 @@ use criox_network::Network;
 use criox_spec::{NodeFacts, Warning, WarningTopic};
 use criox_store::Store;
 use criox_sys::cgroup::{Cgroups, Driver};
+use criox_systemd::Systemd;
 
+use crate::apparmor::AppArmor;
+use crate::cdi::Cdi;
+use crate::container::image_volume;
 use crate::error::{Error, Kind, Result};
 use crate::events::Events;
 use crate::handlers::Handlers;
 use crate::index::Index;
 use crate::key::SandboxKey;
+use crate::nri::Plugins;
 use crate::paths::Paths;
 use crate::pod::Pod;
 use crate::record::SandboxRecord;
 use crate::seccomp::SeccompDefaults;
+use crate::selinux::Selinux;
 use crate::spare::Spares;
+use crate::userns;
 
 /// What all pods share. Everything in it is either constant, or guards itself with locks that nobody holds across I/O.
 pub struct Context {
@@ -45,12 +52,20 @@ pub struct Context {
     pub handlers: Handlers,
     /// Cgroup hierarchies.
     pub cgroups: Cgroups,
+    /// systemd, where it manages cgroups.
+    pub systemd: Systemd,
     /// What the node can.
     pub node: NodeFacts,
     /// What the configuration gives to every container.
     pub defaults: criox_spec::Defaults,
     /// The configured default seccomp profile, parsed once.
     pub seccomp: SeccompDefaults,
+    /// Profiles of AppArmor.
+    pub apparmor: AppArmor,
+    /// Labels of SELinux.
+    pub selinux: Selinux,
+    /// Devices of vendors.
+    pub cdi: Cdi,
     /// The program of the monitors.
     pub monitor_program: PathBuf,
     /// What reads answer from.
@@ -65,6 +80,8 @@ pub struct Context {
     pub spares: Spares,
     /// Which pod has which name.
     pub names: Names,
+    /// NRI and its plugins.
+    pub nri: Plugins,
 }
 
 /// What was clamped or left out because this node can't do it: told once in the log, and shown in Status.
@@ -123,6 +140,12 @@ impl Context {
                     "cgroup_manager is cgroupfs, and {requested:?} is a slice of systemd; set cgroup_manager to match the kubelet"
                 ),
             )),
+            // The name says where a slice lies; runtimes and systemd heed nothing else.
+            (Driver::Systemd, path) => {
+                let slice = path.rsplit('/').next().unwrap_or(path);
+                criox_sys::cgroup::slice_path(slice)
+                    .map_err(|error| Error::invalid("config.linux.cgroup_parent", error))
+            }
             (_, path) if !path.starts_with('/') || path.split('/').any(|part| part == "..") => {
                 Err(Error::invalid(
                     "config.linux.cgroup_parent",
@@ -159,8 +182,13 @@ impl Context {
 
     /// Unmounts the root file system of a container that has ended, beside everything else.
     pub(crate) fn unmount_later(&self, container: ContainerId) {
-        let store = self.store.clone();
+        let (store, paths) = (self.store.clone(), self.paths.clone());
         tokio::task::spawn_blocking(move || {
+            let outside = userns::withdraw(&paths, container.as_str())
+                .and_then(|()| image_volume::unmount(&store, container.as_str()));
+            if let Err(error) = outside {
+                tracing::warn!(%container, error = error.chain(), "mounts of an ended container stay");
+            }
             // Unknown: it has been removed meanwhile.
             if let Err(error) = store.unmount_all(container.as_str())
                 && !error.is_unknown()

@@ -1,6 +1,7 @@
 //! What the CRI services call: one method a request, which finds the pod, asks its task, and says that a live call got
 //! the answer.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,10 +14,11 @@ use crate::container::reopen;
 use crate::context::{Context, new_sandbox_id};
 use crate::error::{Error, Kind, Result};
 use crate::key::SandboxKey;
-use crate::pod::{Pod, Request, Run, Start, Task};
-use crate::record::{Encoded, SandboxPhase, SandboxRecord, VERSION};
+use crate::nri;
+use crate::pod::{Origin, Pod, Request, Run, Start, Task};
+use crate::record::{Encoded, SandboxPhase, SandboxRecord, UpdatedSandbox, VERSION};
 use crate::sandbox;
-use crate::{spare, status};
+use crate::{spare, status, userns};
 
 /// How often RunPodSandbox asks for a name that is about to be free, and the pause between.
 const AGAIN: u32 = 100;
@@ -51,6 +53,7 @@ impl Lifecycle {
     pub async fn run_pod_sandbox(&self, config: v1::PodSandboxConfig, handler: &str) -> Result<SandboxId> {
         let key = SandboxKey::of(&config)?;
         sandbox::run::validate(&self.context, &config, handler)?;
+        userns::possible(&self.context, &config, handler).await?;
         sandbox::run::network_ready(&self.context, &config).await?;
         let config = Arc::new(config);
         for _ in 0..AGAIN {
@@ -81,6 +84,10 @@ impl Lifecycle {
         if let Some(pod) = names.get(key) {
             return Ok(pod.clone());
         }
+        let live: HashSet<SandboxId> = names.values().map(|pod| pod.id).collect();
+        let pods = self.context.index.pods();
+        let known = pods.iter().filter_map(|view| view.sandbox.selinux.clone());
+        let selinux = self.context.selinux.pod(config, known, |id| live.contains(id))?;
         let spare = if spare::suits(&self.context, handler) { spare::take(&self.context) } else { None };
         let record = SandboxRecord {
             version: VERSION,
@@ -96,7 +103,12 @@ impl Lifecycle {
             ips: Vec::new(),
             monitor: None,
             init: None,
+            updated: None,
+            selinux,
         };
+        if let Some(labels) = &record.selinux {
+            self.context.selinux.allot(record.id, labels);
+        }
         let (pod, requests) = Pod::new(record.id);
         names.insert(key.clone(), pod.clone());
         Task::spawn(&self.context, (pod.clone(), requests), record, Start::Create { spare });
@@ -167,6 +179,41 @@ impl Lifecycle {
         view.pod.ask(|reply| Request::Act { verb, id: record.id, grace, reply }).await
     }
 
+    /// UpdateContainerResources: returns when all of the limits are in force.
+    ///
+    /// # Errors
+    /// Unknown, or neither created nor running; a wrong field; a limit that the kernel refuses. The old limits hold then.
+    pub async fn update_container_resources(
+        &self,
+        id: &str,
+        resources: v1::LinuxContainerResources,
+    ) -> Result<()> {
+        let (view, record) = self.context.index.container(id)?;
+        let (id, resources, origin) = (record.id, Arc::new(resources), Origin::Cri);
+        view.pod.ask(|reply| Request::Update { id, resources, origin, reply }).await
+    }
+
+    /// UpdatePodSandboxResources: notes what the kubelet has given to the pod.
+    ///
+    /// # Errors
+    /// Unknown.
+    pub async fn update_pod_sandbox_resources(
+        &self,
+        id: &str,
+        resources: Option<v1::LinuxContainerResources>,
+        overhead: Option<v1::LinuxContainerResources>,
+    ) -> Result<()> {
+        let view = self.context.index.pod(id)?;
+        let encoded = |given: Option<v1::LinuxContainerResources>| given.map(|all| Encoded(Arc::new(all)));
+        nri::update_sandbox(&self.context, &view.sandbox, overhead.as_ref(), resources.as_ref()).await?;
+        let updated = UpdatedSandbox { resources: encoded(resources), overhead: encoded(overhead) };
+        view.pod.ask(|reply| Request::UpdateSandbox { updated, reply }).await?;
+        if let Ok(view) = self.context.index.pod(id) {
+            nri::sandbox_updated(&self.context, &view.sandbox).await;
+        }
+        Ok(())
+    }
+
     /// ReopenContainerLog.
     ///
     /// # Errors
@@ -190,19 +237,14 @@ impl Lifecycle {
 
     /// ListPodSandbox.
     pub fn list_pod_sandboxes(&self, filter: Option<&v1::PodSandboxFilter>) -> Vec<v1::PodSandbox> {
-        let pods = self.context.index.pods();
-        let shown = pods.iter().filter(|view| view.listed() && status::sandbox_passes(&view.sandbox, filter));
-        shown.map(|view| status::sandbox_entry(&view.sandbox)).collect()
+        let pods = self.context.index.listed_pods(filter);
+        pods.iter().map(|view| status::sandbox_entry(&view.sandbox)).collect()
     }
 
     /// ListContainers.
     pub fn list_containers(&self, filter: Option<&v1::ContainerFilter>) -> Vec<v1::Container> {
-        let pods = self.context.index.pods();
-        let containers = pods.iter().flat_map(|view| view.listed_containers());
-        containers
-            .filter(|record| status::container_passes(record, filter))
-            .map(|record| status::container_entry(record))
-            .collect()
+        let containers = self.context.index.listed_containers(filter);
+        containers.iter().map(|record| status::container_entry(record)).collect()
     }
 
     /// How many monitors answer, for Status: a read of snapshots, nobody is asked.

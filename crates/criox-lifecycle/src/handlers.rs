@@ -51,6 +51,13 @@ struct Probed {
     oci_version_max: String,
     mount_options: Vec<String>,
     idmapped_mounts: bool,
+    namespaces: Vec<String>,
+    seccomp: Option<bool>,
+    apparmor: Option<bool>,
+    selinux: Option<bool>,
+    intel_rdt: Option<bool>,
+    net_devices: bool,
+    memory_policy: bool,
     exec_cgroup_flag: bool,
     flavor: proto::runtime::Flavor,
 }
@@ -67,21 +74,34 @@ struct Features {
     linux: Option<LinuxFeatures>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 struct LinuxFeatures {
-    #[serde(default)]
+    namespaces: Vec<String>,
     mount_extensions: Option<MountExtensions>,
+    seccomp: Option<Switch>,
+    apparmor: Option<Switch>,
+    selinux: Option<Switch>,
+    intel_rdt: Option<Switch>,
+    net_devices: Option<Switch>,
+    memory_policy: Option<MemoryPolicies>,
+}
+
+#[derive(Debug, Deserialize)]
+struct MemoryPolicies {
+    #[serde(default)]
+    modes: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
 struct MountExtensions {
     #[serde(default)]
-    idmap: Option<Idmap>,
+    idmap: Option<Switch>,
 }
 
+/// What can be there or not; absent means that the runtime does not say.
 #[derive(Debug, Deserialize)]
-struct Idmap {
+struct Switch {
     #[serde(default)]
     enabled: Option<bool>,
 }
@@ -251,6 +271,14 @@ impl Handler {
             recursive_read_only: found
                 .is_some_and(|probed| probed.mount_options.iter().any(|option| option == "rro")),
             idmapped_mounts: found.is_some_and(|probed| probed.idmapped_mounts),
+            user_namespaces: found
+                .is_some_and(|probed| probed.namespaces.iter().any(|namespace| namespace == "user")),
+            seccomp: found.and_then(|probed| probed.seccomp),
+            apparmor: found.and_then(|probed| probed.apparmor),
+            selinux: found.and_then(|probed| probed.selinux),
+            intel_rdt: found.and_then(|probed| probed.intel_rdt),
+            net_devices: found.is_some_and(|probed| probed.net_devices),
+            memory_policy: found.is_some_and(|probed| probed.memory_policy),
             privileged_without_host_devices: self.config.privileged_without_host_devices,
             container_min_memory: self.config.min_memory_bytes(),
             allowed_annotations: self.config.allowed_annotations.clone(),
@@ -276,24 +304,34 @@ async fn probe(path: &Path) -> Probed {
     let (help, version) = (["exec", "--help"], ["--version"]);
     let (features, help, version) =
         tokio::join!(output(path, &["features"]), output(path, &help), output(path, &version));
-    let flavor =
-        version.map_or(proto::runtime::Flavor::Other, |text| flavor_of(&String::from_utf8_lossy(&text)));
-    let features: Option<Features> = features.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let exec_cgroup_flag = help.is_some_and(|text| String::from_utf8_lossy(&text).contains("--cgroup"));
-    match features {
-        None => Probed { exec_cgroup_flag, flavor, ..Probed::default() },
-        Some(features) => Probed {
-            oci_version_max: features.oci_version_max,
-            mount_options: features.mount_options,
-            idmapped_mounts: features
-                .linux
-                .and_then(|linux| linux.mount_extensions)
-                .and_then(|extensions| extensions.idmap)
-                .and_then(|idmap| idmap.enabled)
-                .unwrap_or(false),
-            exec_cgroup_flag,
-            flavor,
-        },
+    let text = |said: std::process::Output| {
+        String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned()
+    };
+    let flavor = version.map_or(proto::runtime::Flavor::Other, |said| flavor_of(&text(said)));
+    let exec_cgroup_flag = help.is_some_and(|said| text(said).contains("--cgroup"));
+    // Wrappers warn on standard error.
+    let said = features.map(|said| read_features(&said.stdout)).unwrap_or_default();
+    Probed { exec_cgroup_flag, flavor, ..said }
+}
+
+/// What the answer to `features` says; nothing, if it is none: runtimes before that command print their usage.
+fn read_features(answer: &[u8]) -> Probed {
+    let Ok(features) = serde_json::from_slice::<Features>(answer) else { return Probed::default() };
+    let linux = features.linux.unwrap_or_default();
+    let enabled = |switch: Option<Switch>| switch.and_then(|switch| switch.enabled);
+    Probed {
+        oci_version_max: features.oci_version_max,
+        mount_options: features.mount_options,
+        idmapped_mounts: enabled(linux.mount_extensions.and_then(|extensions| extensions.idmap))
+            .unwrap_or(false),
+        namespaces: linux.namespaces,
+        seccomp: enabled(linux.seccomp),
+        apparmor: enabled(linux.apparmor),
+        selinux: enabled(linux.selinux),
+        intel_rdt: enabled(linux.intel_rdt),
+        net_devices: enabled(linux.net_devices).unwrap_or(false),
+        memory_policy: linux.memory_policy.is_some_and(|policies| !policies.modes.is_empty()),
+        ..Probed::default()
     }
 }
 
@@ -307,12 +345,12 @@ fn flavor_of(version: &str) -> proto::runtime::Flavor {
     }
 }
 
-/// Standard output and error of a short call, if it succeeds in time.
-async fn output(path: &Path, args: &[&str]) -> Option<Vec<u8>> {
+/// What a short call prints, if it succeeds in time.
+async fn output(path: &Path, args: &[&str]) -> Option<std::process::Output> {
     let mut command = Command::new(path);
     command.args(args).env_clear().env("PATH", SEARCH).stdin(Stdio::null()).kill_on_drop(true);
     match timeout(PROBE, command.output()).await {
-        Ok(Ok(output)) if output.status.success() => Some([output.stdout, output.stderr].concat()),
+        Ok(Ok(output)) if output.status.success() => Some(output),
         Ok(Ok(_)) => None,
         Ok(Err(error)) => {
             tracing::warn!(runtime = %path.display(), %error, "the runtime could not be probed");
@@ -332,6 +370,22 @@ mod tests {
     #[track_caller]
     fn check(version: &str, expected: proto::runtime::Flavor) {
         assert_eq!(flavor_of(version), expected, "{version}");
+    }
+
+    #[test]
+    fn features_are_what_the_runtime_says_and_nothing_more() {
+        let said = read_features(
+            br#"{"ociVersionMax":"1.2.0","mountOptions":["rro","ro"],"linux":{"namespaces":["user","pid"],
+            "seccomp":{"enabled":true,"actions":["SCMP_ACT_ALLOW"]},"apparmor":{"enabled":false},"selinux":{},
+            "mountExtensions":{"idmap":{"enabled":true}}},"annotations":{"x":"y"}}"#,
+        );
+        assert_eq!((said.oci_version_max.as_str(), said.idmapped_mounts), ("1.2.0", true));
+        assert_eq!((said.seccomp, said.apparmor, said.selinux), (Some(true), Some(false), None));
+        assert_eq!(said.namespaces, ["user", "pid"]);
+        for silent in [&b"unknown command features"[..], b"", b"{}", br#"{"linux":null}"#, b"[]"] {
+            let said = read_features(silent);
+            assert!(!said.idmapped_mounts && said.namespaces.is_empty() && said.seccomp.is_none());
+        }
     }
 
     #[test]

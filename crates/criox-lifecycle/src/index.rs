@@ -2,13 +2,17 @@
 //! nobody holds it across I/O.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use criox_cri::ids::{ContainerId, SandboxId};
+use criox_cri::v1;
 
 use crate::error::{Error, Kind, Result};
 use crate::pod::Pod;
 use crate::record::{ContainerRecord, SandboxPhase, SandboxRecord};
+use crate::stats::{LayerRoom, Probes};
+use crate::status;
 
 /// A pod as it was published last.
 #[derive(Debug, Clone)]
@@ -33,47 +37,108 @@ impl PodView {
     }
 }
 
-/// All pods.
+/// All pods, and the open files behind their statistics, which follow what is published.
 #[derive(Debug, Default)]
 pub struct Index {
     maps: RwLock<Maps>,
+    probes: Probes,
+    layer_room: LayerRoom,
 }
 
 #[derive(Debug, Default)]
 struct Maps {
     pods: BTreeMap<SandboxId, Arc<PodView>>,
     containers: HashMap<ContainerId, SandboxId>,
+    /// The mounted roots of containers that are being created, whose published record has none yet.
+    roots: HashMap<ContainerId, PathBuf>,
 }
 
 impl Index {
     /// Replaces what is shown of a pod.
     pub(crate) fn publish(&self, view: PodView) {
         let id = view.sandbox.id;
-        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(old) = maps.pods.get(&id).cloned() {
-            for gone in old.containers.keys().filter(|container| !view.containers.contains_key(*container)) {
-                maps.containers.remove(gone);
+        let view = Arc::new(view);
+        let old = {
+            let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+            if let Some(old) = maps.pods.get(&id).cloned() {
+                for gone in
+                    old.containers.keys().filter(|container| !view.containers.contains_key(*container))
+                {
+                    maps.containers.remove(gone);
+                    maps.roots.remove(gone);
+                }
             }
-        }
-        for container in view.containers.keys() {
-            maps.containers.insert(*container, id);
-        }
-        maps.pods.insert(id, Arc::new(view));
+            for (container, record) in &view.containers {
+                maps.containers.insert(*container, id);
+                if !record.root.as_os_str().is_empty() {
+                    maps.roots.remove(container);
+                }
+            }
+            maps.pods.insert(id, view.clone())
+        };
+        self.probes.follow(old.as_deref(), Some(&view));
     }
 
     /// Forgets a pod.
     pub(crate) fn remove(&self, id: &SandboxId) {
-        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(view) = maps.pods.remove(id) {
-            for container in view.containers.keys() {
+        let old = {
+            let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+            let old = maps.pods.remove(id);
+            for container in old.iter().flat_map(|view| view.containers.keys()) {
                 maps.containers.remove(container);
+                maps.roots.remove(container);
             }
+            old
+        };
+        self.probes.follow(old.as_deref(), None);
+    }
+
+    /// Notes where the root of a container is mounted that is being created. cAdvisor asks once, at the first sight of the
+    /// container's cgroup, which is before the creation's end.
+    pub(crate) fn mounted(&self, container: ContainerId, root: PathBuf) {
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        // An abandoned creation can end after its pod.
+        if maps.containers.contains_key(&container) {
+            maps.roots.insert(container, root);
         }
+    }
+
+    /// Where the root of a container is mounted; empty before it is.
+    pub fn root(&self, record: &ContainerRecord) -> PathBuf {
+        if record.root.as_os_str().is_empty() {
+            let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
+            return maps.roots.get(&record.id).cloned().unwrap_or_default();
+        }
+        record.root.clone()
+    }
+
+    /// The open files behind statistics.
+    pub(crate) fn probes(&self) -> &Probes {
+        &self.probes
+    }
+
+    /// The size of the file system of writable layers.
+    pub(crate) fn layer_room(&self) -> &LayerRoom {
+        &self.layer_room
     }
 
     /// All pods, in the order of their IDs.
     pub fn pods(&self) -> Vec<Arc<PodView>> {
         self.maps.read().unwrap_or_else(PoisonError::into_inner).pods.values().cloned().collect()
+    }
+
+    /// The pods that ListPodSandbox shows, in the order of their IDs.
+    pub fn listed_pods(&self, filter: Option<&v1::PodSandboxFilter>) -> Vec<Arc<PodView>> {
+        let mut pods = self.pods();
+        pods.retain(|view| view.listed() && status::sandbox_passes(&view.sandbox, filter));
+        pods
+    }
+
+    /// The containers that ListContainers shows, by pod.
+    pub fn listed_containers(&self, filter: Option<&v1::ContainerFilter>) -> Vec<Arc<ContainerRecord>> {
+        let pods = self.pods();
+        let containers = pods.iter().flat_map(|view| view.listed_containers());
+        containers.filter(|record| status::container_passes(record, filter)).cloned().collect()
     }
 
     /// The pod of an ID or of a prefix that only one has.

@@ -5,8 +5,11 @@
 //! answer without waiting. What outlives the daemon is in the [`record`]s; `recovery` settles them at the next start.
 
 pub mod admit;
+mod apparmor;
+mod cdi;
 mod container;
 mod context;
+mod descriptors;
 mod engine;
 mod error;
 mod events;
@@ -15,24 +18,37 @@ mod index;
 mod key;
 mod monitor;
 mod names;
+mod nri;
 mod paths;
 mod pod;
 pub mod record;
 mod recovery;
 mod sandbox;
 mod seccomp;
+mod selinux;
 mod spare;
+mod stats;
 pub mod status;
+mod streams;
+mod units;
+mod userns;
 
+pub use apparmor::AppArmor;
+pub use cdi::Cdi;
 pub use container::devices::host_devices;
 pub use container::exec::Output;
 pub use context::{Clamps, Clock, Context, Names};
 pub use engine::Lifecycle;
 pub use error::{Error, Kind, Result, chain};
-pub use events::Events;
+pub use events::{Events, Happening};
 pub use handlers::{Handler, Handlers};
 pub use index::{Index, PodView};
+pub use nri::Plugins;
 pub use paths::{Namespace, Paths, RunDir};
 pub use recovery::Report;
 pub use seccomp::SeccompDefaults;
+pub use selinux::{Labels, Selinux};
 pub use spare::Spares;
+
+/// systemd, where it manages cgroups.
+pub use criox_systemd::Systemd;

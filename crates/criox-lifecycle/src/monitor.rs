@@ -20,10 +20,12 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::context::{Context, blocking};
+use crate::descriptors;
 use crate::error::{Error, Kind, Result};
 use crate::paths::RunDir;
 use crate::record::{ProcessIdentity, SandboxRecord};
 use crate::sandbox::run::IN_POD;
+use crate::units;
 
 /// A monitor that does not answer within this time counts as silent; stop and remove then act without it.
 pub(crate) const ANSWER: Duration = Duration::from_secs(5);
@@ -75,7 +77,7 @@ pub(crate) async fn launch(context: &Arc<Context>, sandbox: &SandboxRecord) -> R
     let object = format!("pod sandbox {}", sandbox.id);
     let env = context.handlers.get(&sandbox.runtime_handler)?.config.monitor_env.clone();
     let identity = {
-        let (context, run, id) = (context.clone(), run.clone(), sandbox.id);
+        let (context, run, id, group) = (context.clone(), run.clone(), sandbox.id, group.clone());
         let given_up = Arc::new(AtomicBool::new(false));
         let seen = given_up.clone();
         let work = move || {
@@ -90,6 +92,7 @@ pub(crate) async fn launch(context: &Arc<Context>, sandbox: &SandboxRecord) -> R
         given_up.store(launched.is_err(), Ordering::Release);
         launched?
     };
+    units::adopt_monitor(context, sandbox, group, identity);
     match connect(&run).await {
         Ok(connection) => Ok(Launched { connection, identity }),
         Err(error) => {
@@ -134,6 +137,7 @@ fn spawn(
         .map_err(|error| failed("its socket and log").because(error))?
         .map_err(|error| failed("criox-monitor must lie beside criox and be executable").because(error))?;
     let pid = monitor.pid();
+    descriptors::give_back(pid);
     let start_time =
         criox_sys::process::start_time(pid).map_err(|error| failed("its start time").because(error))?;
     Ok((ProcessIdentity { pid, start_time }, monitor))

@@ -42,6 +42,27 @@ pub(crate) fn storage_metadata(sandbox: &SandboxRecord, container: &ContainerRec
     .to_string()
 }
 
+/// The key of the container whose image volume a storage container is.
+const VOLUME_OF: &str = "image-volume-of";
+
+/// The metadata of the storage container that is an image volume.
+pub(crate) fn volume_metadata(sandbox: &SandboxRecord, container: &ContainerRecord, image: &str) -> String {
+    serde_json::json!({
+        CREATOR: "criox",
+        "pod-name": self::sandbox(sandbox),
+        "pod-id": sandbox.id.as_str(),
+        "image-id": image,
+        VOLUME_OF: container.id.as_str(),
+    })
+    .to_string()
+}
+
+/// The container whose image volume a storage container is, by its metadata.
+pub(crate) fn volume_of(metadata: &str) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_str(metadata).ok()?;
+    value.get(VOLUME_OF)?.as_str().map(str::to_owned)
+}
+
 /// The sandbox that a storage container belongs to, by its metadata: none for those of other programs, CRI-O's among
 /// them, which may run while a node changes over.
 pub(crate) fn owner_of(metadata: &str) -> Option<String> {

@@ -35,6 +35,12 @@ impl Paths {
         self.pods().join(sandbox)
     }
 
+    /// An empty directory where cAdvisor looks for the writable layer of the sandbox itself, with every pass over its
+    /// containers, and complains if there is none: that of the pod's records is given as the sandbox's root.
+    pub fn no_layer(&self, sandbox: &str) -> PathBuf {
+        self.pod(sandbox).join("diff")
+    }
+
     /// The record of a sandbox.
     pub fn sandbox_record(&self, sandbox: &str) -> PathBuf {
         self.pod(sandbox).join("sandbox.json")
@@ -58,6 +64,16 @@ impl Paths {
     /// Run directories of all pods.
     pub fn runs(&self) -> PathBuf {
         self.run_root.join("criox")
+    }
+
+    /// Where the roots of containers in user namespaces are reached.
+    pub fn ways(&self) -> PathBuf {
+        self.run_root.join("criox-roots")
+    }
+
+    /// The directory by which the root of a container in a user namespace is reached.
+    pub fn way(&self, container: &str) -> PathBuf {
+        self.ways().join(container)
     }
 
     /// The run directory of a pod: the monitor's socket and log, exit records, pinned namespaces, shm.

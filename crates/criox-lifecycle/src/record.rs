@@ -12,6 +12,8 @@ use criox_sys::durable;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::selinux::Labels;
+
 /// The version that this build writes, and the newest that it reads.
 pub const VERSION: u32 = 1;
 
@@ -78,6 +80,21 @@ pub struct SandboxRecord {
     /// Process 1 of the pod's shared PID namespace.
     #[serde(default)]
     pub init: Option<ProcessIdentity>,
+    /// What the last UpdatePodSandboxResources said, in place of the request's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updated: Option<UpdatedSandbox>,
+    /// SELinux labels of its own, with the level that no other pod has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selinux: Option<Labels>,
+}
+
+/// What UpdatePodSandboxResources said.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UpdatedSandbox {
+    /// The sums of the pod's containers.
+    pub resources: Option<Encoded<v1::LinuxContainerResources>>,
+    /// What the pod itself needs.
+    pub overhead: Option<Encoded<v1::LinuxContainerResources>>,
 }
 
 impl SandboxRecord {
@@ -97,6 +114,24 @@ impl SandboxRecord {
             ips: Vec::new(),
             monitor: None,
             init: None,
+            updated: None,
+            selinux: None,
+        }
+    }
+
+    /// The sums of the pod's containers that hold now.
+    pub fn resources(&self) -> Option<&v1::LinuxContainerResources> {
+        match &self.updated {
+            Some(updated) => updated.resources.as_ref().map(|resources| &*resources.0),
+            None => self.config.0.linux.as_ref()?.resources.as_ref(),
+        }
+    }
+
+    /// What the pod itself needs now.
+    pub fn overhead(&self) -> Option<&v1::LinuxContainerResources> {
+        match &self.updated {
+            Some(updated) => updated.overhead.as_ref().map(|overhead| &*overhead.0),
+            None => self.config.0.linux.as_ref()?.overhead.as_ref(),
         }
     }
 }
@@ -148,6 +183,15 @@ pub struct ImageOfContainer {
     pub name: String,
 }
 
+/// An image that is mounted in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageVolume {
+    /// Its place among the mounts of the request, from 0.
+    pub mount: usize,
+    /// The image's ID, as ListImages gives it.
+    pub image: String,
+}
+
 /// A container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ContainerRecord {
@@ -186,6 +230,22 @@ pub struct ContainerRecord {
     /// How it ended.
     #[serde(default)]
     pub exit: Option<Exit>,
+    /// The images among its mounts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub image_volumes: Vec<ImageVolume>,
+    /// The limits in force since the last UpdateContainerResources, in place of the request's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updated: Option<Encoded<v1::LinuxContainerResources>>,
+}
+
+impl ContainerRecord {
+    /// The limits that hold now.
+    pub fn resources(&self) -> Option<&v1::LinuxContainerResources> {
+        match &self.updated {
+            Some(updated) => Some(&updated.0),
+            None => self.config.0.linux.as_ref()?.resources.as_ref(),
+        }
+    }
 }
 
 /// Why a record could not be had.

@@ -34,7 +34,7 @@ use crate::record::{
     self, ContainerPhase, ContainerRecord, Exit, ProcessIdentity, RecordError, SandboxPhase, SandboxRecord,
 };
 use crate::sandbox::{network, plugins, remove, stop};
-use crate::{names, spare};
+use crate::{names, spare, stats, units, userns};
 
 /// How long the start waits for monitors that don't answer: their pods are shown as recorded until they do.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -83,6 +83,7 @@ impl Lifecycle {
         sweep(context, &known).await;
         tokio::spawn(collect_networks(context.clone()));
         tokio::spawn(spare::keep(context.clone()));
+        stats::start(context);
         report
     }
 }
@@ -232,7 +233,8 @@ async fn find_parent(context: &Arc<Context>, id: &SandboxId) -> Option<String> {
         let entries = std::fs::read_dir(directory).ok()?.flatten();
         let below: Vec<_> =
             entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).collect();
-        if below.iter().any(|entry| entry.file_name() == name) {
+        let own = |found: std::ffi::OsString| found.to_str().is_some_and(|f| f.trim_end_matches(".scope") == name);
+        if below.iter().any(|entry| own(entry.file_name())) {
             return Some(directory.to_owned());
         }
         let depth = depth.checked_sub(1)?;
@@ -269,6 +271,11 @@ async fn settle(context: Arc<Context>, handle: (Pod, mpsc::Receiver<Request>), m
         false => None,
     };
     let client = connection.as_ref().map(|(connection, _)| connection.0.clone());
+    if let (Some(_), Some(monitor), Ok(group)) =
+        (&client, found.sandbox.monitor, monitor::cgroup(&context, &found.sandbox))
+    {
+        units::adopt_monitor(&context, &found.sandbox, group, monitor);
+    }
     undo_half_made(&context, client.as_ref(), &mut found).await;
     match &connection {
         Some((_, states)) => {
@@ -454,7 +461,9 @@ async fn sweep(context: &Arc<Context>, known: &HashSet<SandboxId>) {
         let Ok(containers) = context.store.containers() else { return swept };
         for container in containers.iter() {
             let Some(owner) = names::owner_of(&container.metadata) else { continue };
-            let record = context.paths.container_record(&owner, &container.id);
+            let volume_of = names::volume_of(&container.metadata);
+            let record =
+                context.paths.container_record(&owner, volume_of.as_deref().unwrap_or(&container.id));
             if !record.try_exists().unwrap_or(true) {
                 match context.store.delete_container(&container.id) {
                     Ok(_) => {
@@ -462,7 +471,8 @@ async fn sweep(context: &Arc<Context>, known: &HashSet<SandboxId>) {
                             container = container.id,
                             "swept a storage container without a record"
                         );
-                        swept.extend(ContainerId::parse(&container.id));
+                        // The runtime knows nothing of image volumes.
+                        swept.extend(ContainerId::parse(&container.id).ok().filter(|_| volume_of.is_none()));
                     }
                     Err(error) => {
                         tracing::warn!(container = container.id, %error, "a storage container without a record stays")
@@ -470,6 +480,7 @@ async fn sweep(context: &Arc<Context>, known: &HashSet<SandboxId>) {
                 }
             }
         }
+        userns::sweep(&context);
         swept
     });
     match swept.await {

@@ -111,17 +111,28 @@ pub fn container_status(record: &ContainerRecord) -> v1::ContainerStatus {
         message: exit.map(|exit| exit.message.clone()).unwrap_or_default(),
         labels: config.labels.clone(),
         annotations: config.annotations.clone(),
-        mounts: config.mounts.clone(),
+        mounts: mounts(record),
         log_path: record.log_path.to_string_lossy().into_owned(),
-        resources: config
-            .linux
-            .as_ref()
-            .and_then(|linux| linux.resources.clone())
+        resources: record
+            .resources()
+            .cloned()
             .map(|linux| v1::ContainerResources { linux: Some(linux), windows: None }),
         image_id: record.image.id.clone(),
         user: record.user.as_ref().map(|user| (*user.0).clone()),
         stop_signal: stop_signal(record.stop_signal).into(),
     }
+}
+
+/// The mounts of the request, with the images that they really are: the kubelet leaves an image alone whose ID it finds.
+fn mounts(record: &ContainerRecord) -> Vec<v1::Mount> {
+    let mut mounts = record.config.0.mounts.clone();
+    for volume in &record.image_volumes {
+        if let Some(image) = mounts.get_mut(volume.mount).and_then(|mount| mount.image.as_mut()) {
+            image.image.clone_from(&volume.image);
+            image.image_ref.clone_from(&volume.image);
+        }
+    }
+    mounts
 }
 
 /// The interface's value for a signal's number.
@@ -145,4 +156,25 @@ pub fn container_passes(record: &ContainerRecord, filter: Option<&v1::ContainerF
             || record.sandbox_id.as_str().starts_with(&filter.pod_sandbox_id))
         && filter.state.is_none_or(|state| state.state == i32::from(container_state(record)))
         && filter.label_selector.iter().all(|(key, value)| record.config.0.labels.get(key) == Some(value))
+}
+
+/// The same for statistics, whose filter has no state.
+pub fn container_stats_pass(record: &ContainerRecord, filter: Option<&v1::ContainerStatsFilter>) -> bool {
+    let filter = filter.map(|filter| v1::ContainerFilter {
+        id: filter.id.clone(),
+        pod_sandbox_id: filter.pod_sandbox_id.clone(),
+        label_selector: filter.label_selector.clone(),
+        state: None,
+    });
+    container_passes(record, filter.as_ref())
+}
+
+/// The same for statistics, whose filter has no state.
+pub fn sandbox_stats_pass(record: &SandboxRecord, filter: Option<&v1::PodSandboxStatsFilter>) -> bool {
+    let filter = filter.map(|filter| v1::PodSandboxFilter {
+        id: filter.id.clone(),
+        label_selector: filter.label_selector.clone(),
+        state: None,
+    });
+    sandbox_passes(record, filter.as_ref())
 }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use criox_config::{Config, LoadOptions, Loaded, Overrides, Problems};
 use criox_lifecycle::{
-    Clamps, Clock, Context, Events, Handlers, Index, Lifecycle, Names, Paths, SeccompDefaults, Spares,
+    AppArmor, Cdi, Clamps, Clock, Context, Events, Handlers, Index, Lifecycle, Names, Paths, Plugins, SeccompDefaults, Selinux,
+    Spares, Systemd,
 };
 use criox_network::Network;
 use criox_store::{OpenReport, Store};
@@ -15,12 +16,10 @@ use criox_sys::lock::HeldLock;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::rpc::{RUNTIME_VERSION, Services};
-use crate::{logging, node, notify, server, upkeep, wiring};
+use crate::{logging, node, notify, server, streaming, upkeep, wiring};
 
 /// How long a killed predecessor may still hold what is its own.
 const PREDECESSOR: Duration = Duration::from_secs(3);
-/// No AppArmor profile.
-const UNCONFINED: &str = "unconfined";
 
 /// Why the daemon does not start.
 #[derive(Debug, thiserror::Error)]
@@ -66,15 +65,18 @@ pub(crate) async fn run(overrides: Overrides) -> Result<(), StartError> {
     // Bound after recovery, so that the first answer is a true one; taken before, so that two daemons never recover one
     // store at once.
     let listener = server::bind(&listen).map_err(part(format!("socket {}", listen.display())))?;
+    let streaming = streaming::bind(&loaded.config, &lifecycle).await.map_err(part("streaming server"))?;
     let recovered = lifecycle.recover().await;
+    lifecycle.start_plugins().await.map_err(part("NRI"))?;
     for reason in &recovered.left_alone {
         tracing::warn!("left alone: {reason}");
     }
-    let services = Services { lifecycle: lifecycle.clone() };
+    let services = Services { lifecycle: lifecycle.clone(), streaming: streaming.clone() };
     let serving = tokio::spawn(server::serve(listener, services));
-    let watchdog = tokio::spawn(notify::watchdog());
+    tracing::info!(streams = streaming.base(), "serving exec, attach and port-forward");
+    let streaming = streaming::serve(streaming);
     let upkeep = tokio::spawn(upkeep::run(context.clone()));
-    notify::ready();
+    notify::ready(&format!("serving {}", listen.display()));
     tracing::info!(
         version = RUNTIME_VERSION,
         socket = %listen.display(),
@@ -84,12 +86,13 @@ pub(crate) async fn run(overrides: Overrides) -> Result<(), StartError> {
         milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
         "criox is ready"
     );
-    signals.wait_for_end(&context, &options).await;
+    signals.wait_for_end(&context, &options, &listen).await;
     notify::stopping();
     serving.abort();
-    watchdog.abort();
+    streaming.end().await;
     upkeep.abort();
     drop(watching);
+    lifecycle.stop_plugins().await;
     lifecycle.close().await;
     if let Err(error) = context.store.close() {
         tracing::warn!(error = criox_lifecycle::chain(&error), "the store's home stays mounted");
@@ -134,13 +137,20 @@ impl Signals {
         })
     }
 
-    /// SIGHUP reads the configuration of images and registries again; SIGTERM and SIGINT end the daemon.
-    async fn wait_for_end(mut self, context: &Context, options: &LoadOptions) {
+    /// SIGHUP reads the configuration of images and registries again; SIGTERM and SIGINT end the daemon. systemd's
+    /// watchdog is petted here and nowhere else: a loop that hangs is a daemon that hangs.
+    async fn wait_for_end(mut self, context: &Context, options: &LoadOptions, listen: &Path) {
+        let mut watchdog = notify::Watchdog::new();
         loop {
             tokio::select! {
+                () = watchdog.pet() => {}
                 _ = self.terminate.recv() => return tracing::info!("ending: SIGTERM; containers go on running"),
                 _ = self.interrupt.recv() => return tracing::info!("ending: SIGINT; containers go on running"),
-                _ = self.hangup.recv() => reload(context, options),
+                _ = self.hangup.recv() => {
+                    notify::reloading();
+                    reload(context, options);
+                    notify::ready(&format!("serving {}", listen.display()));
+                }
             }
         }
     }
@@ -204,7 +214,7 @@ fn context(loaded: &Loaded, configured: Vec<String>) -> Result<Context, StartErr
         Store::open(store_options).map_err(part(format!("image store {}", config.root.root.display())))?;
     tell_of_sweep(&opened);
     let cgroups = Cgroups::detect().map_err(part("cgroups"))?;
-    let node = node::facts(&cgroups, wiring::systemd(&config));
+    let node = node::facts(&cgroups, &store, wiring::systemd(&config));
     if !node.capabilities.has("SYS_RESOURCE") {
         tracing::warn!(
             "criox has no CAP_SYS_RESOURCE: oom_score_adj is not set below {}, resource limits are not raised, and \"all\" capabilities are those that criox has",
@@ -212,15 +222,16 @@ fn context(loaded: &Loaded, configured: Vec<String>) -> Result<Context, StartErr
         );
     }
     let mut defaults = wiring::spec_defaults(&config);
-    let profile = &defaults.apparmor_profile;
-    if node.apparmor && profile != UNCONFINED && !node::apparmor_profile_loaded(profile) {
-        tracing::warn!(
-            "AppArmor profile {profile:?} is not loaded: containers without a profile of their own run unconfined; load it with apparmor_parser and restart criox"
-        );
-        defaults.apparmor_profile = UNCONFINED.into();
+    let apparmor = AppArmor::new(&defaults.apparmor_profile, &config.root.runroot);
+    if let Err(error) = apparmor.prepare() {
+        tracing::warn!(error = error.chain(), "containers that name no AppArmor profile run without one");
+        defaults.apparmor_missing = error.chain();
     }
-    let seccomp =
-        SeccompDefaults::load(config.runtime.seccomp_profile.as_deref()).map_err(part("seccomp profile"))?;
+    let seccomp = SeccompDefaults::load(
+        config.runtime.seccomp_profile.as_deref(),
+        config.runtime.privileged_seccomp_profile.as_deref(),
+    )
+    .map_err(part("seccomp profile"))?;
     let boot_id = criox_sys::process::boot_id().map_err(part("boot ID"))?;
     let images = criox_image::Images::new(store.clone(), wiring::image_options(loaded)?);
     let network = Network::new(wiring::network_options(&config)).map_err(part("pod network"))?;
@@ -238,15 +249,20 @@ fn context(loaded: &Loaded, configured: Vec<String>) -> Result<Context, StartErr
         )
         .without(configured),
         cgroups,
+        systemd: Systemd::default(),
         defaults,
         node,
         seccomp,
+        apparmor,
+        selinux: Selinux::new(config.runtime.selinux),
+        cdi: Cdi::new(config.runtime.cdi_spec_dirs.clone()),
         monitor_program: monitor_program()?,
         index: Index::default(),
         events: Events::default(),
         clamps: Clamps::default(),
         clock: Clock::default(),
         names: Names::default(),
+        nri: Plugins::new(&config, RUNTIME_VERSION),
         spares: Spares::default(),
         config,
     })

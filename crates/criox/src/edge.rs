@@ -2,6 +2,7 @@
 
 use criox_image::{PullError, PullErrorKind};
 use criox_lifecycle::{Error, Kind, chain};
+use criox_streaming::UrlError;
 use tonic::{Code, Status};
 
 /// An error of a pod or container, with its whole chain of causes.
@@ -31,6 +32,25 @@ pub(crate) fn pull_status(error: &PullError) -> Status {
 /// An error of the store.
 pub(crate) fn store_status(operation: &str, error: &criox_store::Error) -> Status {
     Status::new(Code::Unknown, bounded(format!("{operation}: {}", chain(error))))
+}
+
+/// No URL for a stream. Its words are those of the reference server, which clients may know.
+pub(crate) fn url_status(error: UrlError) -> Status {
+    let code = match error {
+        UrlError::Invalid(_) => Code::InvalidArgument,
+        UrlError::TooMany => Code::ResourceExhausted,
+        UrlError::NoRandom => Code::Internal,
+    };
+    Status::new(code, error.to_string())
+}
+
+/// What CRI asks of the streams of Exec and Attach.
+pub(crate) fn streams(tty: bool, stdin: bool, stdout: bool, stderr: bool) -> Result<(), Status> {
+    match (tty && stderr, stdin || stdout || stderr) {
+        (true, _) => Err(Status::invalid_argument("tty and stderr cannot both be true")),
+        (false, false) => Err(Status::invalid_argument("one of stdin, stdout, or stderr must be set")),
+        (false, true) => Ok(()),
+    }
 }
 
 /// A field that is wrong.

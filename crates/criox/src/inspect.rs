@@ -52,16 +52,16 @@ fn container(id: &str, lifecycle: &Lifecycle) -> Response<Full<Bytes>> {
     // Full IDs only, as with CRI-O; a container is known here from the first moment of its cgroup.
     if id.len() == 64 {
         if let Ok((view, record)) = lifecycle.context().index.container(id) {
-            return json_of(StatusCode::OK, &container_info(&view, &record));
+            return json_of(StatusCode::OK, &container_info(&view, &record, lifecycle));
         }
         if let Ok(view) = lifecycle.context().index.pod(id) {
-            return json_of(StatusCode::OK, &sandbox_info(&view));
+            return json_of(StatusCode::OK, &sandbox_info(&view, lifecycle));
         }
     }
     text(StatusCode::NOT_FOUND, &format!("can't find the container with id {id}"))
 }
 
-fn container_info(view: &PodView, record: &ContainerRecord) -> serde_json::Value {
+fn container_info(view: &PodView, record: &ContainerRecord, lifecycle: &Lifecycle) -> serde_json::Value {
     let config = &record.config.0;
     json!({
         "name": config.metadata.as_ref().map(|metadata| metadata.name.as_str()).unwrap_or_default(),
@@ -73,7 +73,7 @@ fn container_info(view: &PodView, record: &ContainerRecord) -> serde_json::Value
         "annotations": config.annotations,
         "crio_annotations": {},
         "log_path": record.log_path,
-        "root": record.root,
+        "root": lifecycle.context().index.root(record),
         "sandbox": record.sandbox_id,
         "ip_addresses": view.sandbox.ips,
         "host_network": host_network(&view.sandbox),
@@ -81,7 +81,7 @@ fn container_info(view: &PodView, record: &ContainerRecord) -> serde_json::Value
 }
 
 /// The group `crio-<sandbox>`: by its label and the number of any process of the pod, cAdvisor finds the pod's network.
-fn sandbox_info(view: &PodView) -> serde_json::Value {
+fn sandbox_info(view: &PodView, lifecycle: &Lifecycle) -> serde_json::Value {
     let config = &view.sandbox.config.0;
     let mut labels = config.labels.clone();
     labels.insert("io.kubernetes.container.name".into(), "POD".into());
@@ -97,7 +97,7 @@ fn sandbox_info(view: &PodView) -> serde_json::Value {
         "annotations": config.annotations,
         "crio_annotations": {},
         "log_path": "",
-        "root": "",
+        "root": lifecycle.context().paths.pod(view.sandbox.id.as_str()),
         "sandbox": view.sandbox.id,
         "ip_addresses": view.sandbox.ips,
         "host_network": host_network(&view.sandbox),

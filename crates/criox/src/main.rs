@@ -2,6 +2,7 @@
 
 mod cli;
 mod commands;
+mod connections;
 mod daemon;
 mod edge;
 mod inspect;
@@ -10,6 +11,7 @@ mod node;
 mod notify;
 mod rpc;
 mod server;
+mod streaming;
 mod upkeep;
 mod wiring;
 

@@ -2,11 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use criox_lifecycle::host_devices;
 use criox_spec::{Arch, CapabilitySet, NodeFacts};
+use criox_store::Store;
 use criox_sys::cgroup::Cgroups;
+use criox_sys::lsm::AppArmorFiles;
+use criox_sys::mount;
+use rustix::mount::OpenTreeFlags;
 use rustix::process::{Resource, getrlimit};
 
 /// Limits that containers are given, by their names in the OCI runtime specification.
@@ -28,8 +33,13 @@ const RLIMITS: [(&str, Resource); 15] = [
     ("RLIMIT_SIGPENDING", Resource::Sigpending),
 ];
 
+/// `MOUNT_ATTR_RDONLY` of mount_setattr(2).
+const MOUNT_ATTR_RDONLY: u64 = 1;
+/// Overlay over idmapped mounts, without which a pod's root file system can't be had in a user namespace.
+const IDMAPPED_OVERLAY: (u32, u32) = (5, 19);
+
 /// Looks around.
-pub(crate) fn facts(cgroups: &Cgroups, systemd_cgroup: bool) -> NodeFacts {
+pub(crate) fn facts(cgroups: &Cgroups, store: &Store, systemd_cgroup: bool) -> NodeFacts {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
@@ -50,20 +60,33 @@ pub(crate) fn facts(cgroups: &Cgroups, systemd_cgroup: bool) -> NodeFacts {
         hugetlb_controller: controller(cgroups, "hugetlb"),
         swap_accounting: swap_accounting(cgroups),
         hugepage_sizes: hugepage_sizes(Path::new("/sys/kernel/mm/hugepages")),
-        recursive_read_only: kernel >= (5, 12),
-        idmapped_mounts: kernel >= (5, 19),
+        recursive_read_only: kernel >= (5, 12) && sets_attributes_recursively(),
+        idmapped_mounts: kernel >= IDMAPPED_OVERLAY && idmaps(store),
         seccomp: Path::new("/proc/sys/kernel/seccomp/actions_avail").exists(),
-        apparmor: fs::read_to_string("/sys/module/apparmor/parameters/enabled")
-            .is_ok_and(|enabled| enabled.starts_with('Y')),
+        apparmor: AppArmorFiles::default().is_enabled(),
         host_devices: host_devices(),
         extra_masked_paths: thermal_throttles(),
     }
 }
 
-/// Whether a profile of AppArmor is loaded; a name that is not would make every container fail.
-pub(crate) fn apparmor_profile_loaded(name: &str) -> bool {
-    let profiles = fs::read_to_string("/sys/kernel/security/apparmor/profiles").unwrap_or_default();
-    profiles.lines().any(|line| line.rsplit_once(" (").is_some_and(|(profile, _)| profile == name))
+/// Whether a root file system can be had in a user namespace, tried on the graph root: it depends on its file system.
+fn idmaps(store: &Store) -> bool {
+    match store.probe_idmap() {
+        Ok(()) => true,
+        Err(error) => {
+            let error = criox_lifecycle::chain(&error);
+            tracing::info!(error, "pods can't have user namespaces: the graph root can't be idmapped");
+            false
+        }
+    }
+}
+
+/// Whether a whole tree of mounts is made read-only at once, tried on one that nobody sees: a filter around the daemon
+/// may forbid what the kernel can.
+fn sets_attributes_recursively() -> bool {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    rustix::mount::open_tree(rustix::fs::CWD, "/proc", flags)
+        .is_ok_and(|tree| mount::set_attributes(tree.as_fd(), MOUNT_ATTR_RDONLY, 0, true).is_ok())
 }
 
 /// Major and minor of `6.18.3-arch1`.

@@ -4,23 +4,26 @@ use std::convert::Infallible;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use criox_cri::v1::image_service_server::ImageServiceServer;
 use criox_cri::v1::runtime_service_server::RuntimeServiceServer;
 use http::header::CONTENT_TYPE;
 use http::{Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Bytes, Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tower::ServiceExt as _;
 
+use crate::connections::{Connection, Connections, Running};
 use crate::inspect;
 use crate::rpc::Services;
 
@@ -28,8 +31,10 @@ use crate::rpc::Services;
 const MESSAGE_MAX: usize = 80 << 20;
 /// Requests of one connection at the same time.
 const STREAMS: u32 = 1000;
-/// Connections at the same time.
+/// Connections at the same time; an idle one makes room for the next.
 const CONNECTIONS: usize = 256;
+/// How long the client of an idle connection may take to agree that it ends.
+const LEAVING: Duration = Duration::from_secs(2);
 /// What a slow client may take for the head of an HTTP/1 request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// From the connection to the first byte.
@@ -101,16 +106,13 @@ pub(crate) async fn serve(listener: UnixListener, services: Services) {
         .max_decoding_message_size(MESSAGE_MAX)
         .max_encoding_message_size(MESSAGE_MAX);
     let routes = Routes::new(runtime).add_service(image).prepare();
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let connections = Connections::new(CONNECTIONS);
     loop {
-        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        // First a client, then a place for it: else an idle connection would end for nobody.
         match listener.accept().await {
             Ok((stream, _)) => {
-                let connection = connection(stream, routes.clone(), inspected.clone());
-                tokio::spawn(async move {
-                    connection.await;
-                    drop(permit);
-                });
+                let place = connections.enter().await;
+                tokio::spawn(connection(stream, routes.clone(), inspected.clone(), place));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -120,20 +122,70 @@ pub(crate) async fn serve(listener: UnixListener, services: Services) {
     }
 }
 
-async fn connection(stream: UnixStream, routes: Routes, services: Arc<Services>) {
+async fn connection(stream: UnixStream, routes: Routes, services: Arc<Services>, place: Connection) {
     // A client that says nothing would keep its place among the connections for ever.
-    if tokio::time::timeout(FIRST_BYTE, stream.readable()).await.is_err() {
-        return;
+    tokio::select! {
+        heard = tokio::time::timeout(FIRST_BYTE, stream.readable()) => if heard.is_err() { return },
+        () = place.asked_to_leave() => return,
     }
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (routes, services) = (routes.clone(), services.clone());
-        async move { Ok::<_, Infallible>(answer(request, routes, &services).await) }
+    let place = Arc::new(place);
+    let serving = service_fn({
+        let place = Arc::clone(&place);
+        move |request: Request<Incoming>| {
+            let (routes, services) = (routes.clone(), services.clone());
+            let running = place.request();
+            async move {
+                let answer = answer(request, routes, &services).await;
+                Ok::<_, Infallible>(answer.map(|body| Answer { body, _running: running }))
+            }
+        }
     });
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     builder.http2().max_concurrent_streams(STREAMS).adaptive_window(true);
-    if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), serving));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = place.asked_to_leave() => {
+            connection.as_mut().graceful_shutdown();
+            loop {
+                match tokio::time::timeout(LEAVING, connection.as_mut()).await {
+                    Ok(ended) => break ended,
+                    // A request crossed the goodbye: it is answered first.
+                    Err(_) if place.is_at_work() => {}
+                    Err(_) => return,
+                }
+            }
+        }
+    };
+    if let Err(error) = ended {
         tracing::debug!(error = error.to_string(), "a connection ended early");
+    }
+}
+
+/// The body of an answer. Its connection is at work until the last byte is out: it may be a stream of events.
+struct Answer {
+    body: Body,
+    _running: Running,
+}
+
+impl hyper::body::Body for Answer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -104,6 +104,7 @@ pub(crate) fn spec_defaults(config: &Config) -> Defaults {
         pids_limit: runtime.pids_limit,
         read_only: runtime.read_only,
         apparmor_profile: runtime.apparmor_profile.clone(),
+        apparmor_missing: String::new(),
         device_ownership_from_security_context: runtime.device_ownership_from_security_context,
         hostnetwork_disable_selinux: runtime.hostnetwork_disable_selinux,
     }

@@ -255,6 +255,7 @@ fn what_is_wrong_is_said_by_key() {
         ("[crio.runtime]\nconmon_cgroup = \"x\"", "crio.runtime.conmon_cgroup"),
         ("[crio.runtime]\nconmon = \"conmon\"", "crio.runtime.conmon: \"conmon\" is not an absolute path"),
         ("[crio.runtime]\nuid_mappings = \"0:1\"", "container:host:size"),
+        ("[crio.runtime]\nlog_to_journald = true", "crio.runtime.log_to_journald: this version"),
         ("[crio.runtime]\nlog_level = 1", "must be text in quotes"),
         ("[crio.runtime]\nlog_size_max = 99999999999999999999", "out of range"),
         ("[crio.runtime]\nruntimes = 1", "crio.runtime.runtimes: must be a table"),

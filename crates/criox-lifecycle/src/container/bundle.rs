@@ -4,27 +4,31 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use criox_config::value::ImageVolumes;
 use criox_cri::v1;
 use criox_image::ImageInfo;
 use criox_spec::{
     Built, EffectiveUser, ErrorKind, HandlerFeatures, Identity, ImageFacts, NamespaceSource, Namespaces,
-    ProvidedMounts, ResolvedMount, SpecInput,
+    ProvidedMounts, ResolvedMount, SelinuxLabels, SpecInput,
 };
 use criox_store::ContainerDraft;
 use criox_sys::durable;
+use criox_sys::idmap::{self, IdRange};
 use criox_sys::inroot::{self, Root};
 use criox_sys::mount::{self, MountInfo};
 
 use super::create::Work;
-use super::{devices, log};
+use super::labels::Labelling;
+use super::{devices, image_volume, log, timezone};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::names;
 use crate::paths::Namespace;
-use crate::record::{ContainerPhase, ContainerRecord, SandboxRecord};
+use crate::record::{ContainerPhase, ContainerRecord, ImageVolume, SandboxRecord};
 use crate::status;
+use crate::userns::{self, Users};
 
 /// The most that is read of an image's `passwd` or `group`.
 const PASSWD_MAX: u64 = 10 << 20;
@@ -82,14 +86,20 @@ pub(crate) fn namespaces(work: &Work) -> Result<Namespaces> {
         }
         v1::NamespaceMode::Target => target(work, &own.target_id)?,
     };
+    criox_spec::container_user_check(&record.config.0, &sandbox.config.0)
+        .map_err(|error| Error::new(Kind::InvalidArgument, format!("config.{error}")))?;
+    let users = Users::of(&sandbox.config.0);
+    let ranges = |of: fn(&Users) -> &Vec<IdRange>| {
+        users.as_ref().map(|users| userns::to_oci(of(users))).unwrap_or_default()
+    };
     Ok(Namespaces {
         network: shared(pod.network(), Namespace::Network),
         ipc: shared(pod.ipc(), Namespace::Ipc),
         uts: pinned(Namespace::Uts),
         pid,
-        user: NamespaceSource::Host,
-        uid_mappings: Vec::new(),
-        gid_mappings: Vec::new(),
+        uid_mappings: ranges(|users| &users.users),
+        gid_mappings: ranges(|users| &users.groups),
+        user: if users.is_some() { pinned(Namespace::User) } else { NamespaceSource::Host },
     })
 }
 
@@ -105,6 +115,15 @@ fn target(work: &Work, id: &str) -> Result<NamespaceSource> {
     Ok(NamespaceSource::Path(format!("/proc/{}/ns/pid", process.pid)))
 }
 
+/// The container's SELinux labels, where there are any.
+fn labels(
+    context: &Context,
+    sandbox: &SandboxRecord,
+    record: &ContainerRecord,
+) -> Result<Option<SelinuxLabels>> {
+    context.selinux.container(sandbox.selinux.as_ref(), &sandbox.config.0, &record.config.0)
+}
+
 /// The container in the store, mounted; the path of its root.
 pub(crate) fn storage(
     context: &Context,
@@ -113,6 +132,8 @@ pub(crate) fn storage(
     image: &ImageInfo,
 ) -> Result<PathBuf> {
     let failed = |error| Error::failed(format!("root file system of container {}", record.id)).because(error);
+    let users = Users::of(&sandbox.config.0);
+    let labels = labels(context, sandbox, record)?.unwrap_or_default();
     context
         .store
         .create_container(ContainerDraft {
@@ -121,14 +142,37 @@ pub(crate) fn storage(
             image_id: Some(image.id.clone()),
             metadata: names::storage_metadata(sandbox, record),
             volatile: true,
+            mount_label: labels.mount,
+            process_label: labels.process,
+            users: users.as_ref().map(|users| users.users.clone()).unwrap_or_default(),
+            groups: users.as_ref().map(|users| users.groups.clone()).unwrap_or_default(),
             ..Default::default()
         })
         .map_err(failed)?;
-    context.store.mount(record.id.as_str()).map_err(failed)
+    match users {
+        None => context.store.mount(record.id.as_str()).map_err(failed),
+        Some(_) => {
+            let owners = userns::open(context, sandbox.id.as_str())?;
+            context.store.mount_mapped(record.id.as_str(), owners.as_fd()).map_err(failed)
+        }
+    }
 }
 
-/// Where the mounts' sources really are. Missing ones are made, as CRI-O does, unless the configuration refuses them.
-pub(crate) fn resolve_mounts(context: &Context, config: &v1::ContainerConfig) -> Result<Vec<ResolvedMount>> {
+/// The images among resolved mounts, for the record.
+pub(crate) fn image_volumes(mounts: &[ResolvedMount]) -> Vec<ImageVolume> {
+    let images = mounts.iter().enumerate().filter(|(_, mount)| !mount.image_id.is_empty());
+    images.map(|(mount, resolved)| ImageVolume { mount, image: resolved.image_id.clone() }).collect()
+}
+
+/// Where the mounts' sources really are. Missing ones are made, as CRI-O does, unless the configuration refuses them;
+/// images are mounted. `at` tells which one is being looked at, for whoever waits in vain.
+pub(crate) fn resolve_mounts(
+    context: &Context,
+    sandbox: &SandboxRecord,
+    record: &ContainerRecord,
+    at: &AtomicUsize,
+) -> Result<Vec<ResolvedMount>> {
+    let config = &record.config.0;
     let propagates =
         config.mounts.iter().any(|mount| mount.propagation() != v1::MountPropagation::PropagationPrivate);
     let table = match propagates {
@@ -140,23 +184,28 @@ pub(crate) fn resolve_mounts(context: &Context, config: &v1::ContainerConfig) ->
         .mounts
         .iter()
         .enumerate()
-        .map(|(index, mount)| resolve_mount(context, index, mount, &table))
+        .map(|(index, mount)| {
+            at.store(index, Ordering::Relaxed);
+            match &mount.image {
+                Some(image) if mount.host_path.is_empty() => {
+                    let wanted = image_volume::Wanted { index, mount, image };
+                    image_volume::mount(context, sandbox, record, &wanted)
+                }
+                // With both the specification says what is wrong.
+                _ => resolve_mount(context, sandbox, index, mount, &table),
+            }
+        })
         .collect()
 }
 
 fn resolve_mount(
     context: &Context,
+    sandbox: &SandboxRecord,
     index: usize,
     mount: &v1::Mount,
     table: &[MountInfo],
 ) -> Result<ResolvedMount> {
     let field = format!("config.mounts[{index}].host_path");
-    if mount.image.is_some() {
-        return Err(Error::invalid(
-            &format!("config.mounts[{index}].image"),
-            "ImageVolumeMountFailed: image volumes are not supported by this version of criox",
-        ));
-    }
     if !mount.host_path.starts_with('/') {
         return Err(Error::invalid(&field, format!("{:?} is not an absolute path", mount.host_path)));
     }
@@ -188,11 +237,34 @@ fn resolve_mount(
         is_dir,
         shared: below.is_some_and(MountInfo::is_shared),
         slave: below.is_some_and(MountInfo::is_slave),
-        idmappable: false,
+        idmappable: idmappable(context, sandbox, mount, &source)?,
         contains_graph_root: context.store.graph_root().starts_with(&source),
         source: source.to_string_lossy().into_owned(),
         image_id: String::new(),
     })
+}
+
+/// Whether a mount that asks for other owners can have them, by trying with a copy that is mounted nowhere.
+fn idmappable(context: &Context, sandbox: &SandboxRecord, mount: &v1::Mount, source: &Path) -> Result<bool> {
+    if mount.uid_mappings.is_empty() || !context.node.idmapped_mounts {
+        return Ok(false);
+    }
+    let owners = match Users::of(&sandbox.config.0) {
+        Some(_) => userns::open(context, sandbox.id.as_str())?,
+        // Which mapping it is makes no difference to a file system.
+        None => {
+            let any = [IdRange { inside: 0, host: 65_536, length: 65_536 }];
+            idmap::user_namespace(&any, &any)
+                .map_err(|error| Error::failed("trial of an idmapped mount").because(error))?
+        }
+    };
+    match idmap::clone_mapped(source, owners.as_fd(), false, false) {
+        Ok(_) => Ok(true),
+        Err(error) => {
+            tracing::debug!(source = %source.display(), error = crate::error::chain(&error), "can't be idmapped");
+            Ok(false)
+        }
+    }
 }
 
 /// Builds the specification and writes the bundle.
@@ -205,23 +277,42 @@ pub(crate) fn write(input: &Input, root: PathBuf) -> Result<Bundle> {
     let directory = context.store.container_run_dir(record.id.as_str()).map_err(|error| failed(&error))?;
     log::make_directory(&record.log_path)?;
     let inside = Root::open(&root).map_err(|error| failed(&error))?;
-    let built = build(input, &root, &inside, &directory)?;
+    let users = Users::of(&input.sandbox.config.0);
+    // What is made in there belongs to the pod's root, as the rest does.
+    let pod_root = users.as_ref().map(Users::root);
+    if let Some(localtime) =
+        timezone::copy(&context.config.runtime.timezone, &directory).map_err(|error| failed(&error))?
+    {
+        give(&localtime, pod_root).map_err(|error| failed(&error))?;
+    }
+    let mut built = build(input, &root, &inside, &directory)?;
+    crate::nri::adjust(input, &mut built)?;
     context.clamps.tell(&built.warnings);
     let passwd = [("passwd", &built.passwd), ("group", &built.group)];
     for (name, bytes) in passwd {
         if let Some(bytes) = bytes {
-            durable::write_atomic(&directory.join(name), bytes, 0o644).map_err(|error| failed(&error))?;
+            let path = directory.join(name);
+            durable::write_atomic(&path, bytes, 0o644).map_err(|error| failed(&error))?;
+            give(&path, pod_root).map_err(|error| failed(&error))?;
         }
+    }
+    if let Some(labels) = labels(context, &input.sandbox, record)? {
+        let provided = provided(input, &directory);
+        let (container, sandbox) = (&record.config.0, &input.sandbox.config.0);
+        let allowed_annotations = &input.features.allowed_annotations;
+        Labelling { container, sandbox, mounts: &input.mounts, provided: &provided, allowed_annotations }
+            .apply(&labels)?;
     }
     let cwd = Path::new(&built.spec.process.cwd);
-    inside.mkdir_all(cwd, 0o755).map_err(|error| failed(&error))?;
+    make_directory(&inside, cwd, pod_root).map_err(|error| failed(&error))?;
     if context.config.image.image_volumes == ImageVolumes::Mkdir {
         for volume in &built.image_volumes {
-            make_volume(&inside, volume, &built.user).map_err(|error| failed(&error))?;
+            make_volume(&inside, volume, &built.user, users.as_ref()).map_err(|error| failed(&error))?;
         }
     }
-    match inside.symlink("/proc/mounts".as_ref(), Path::new("/etc/mtab")) {
-        Ok(()) => {}
+    let mtab = Path::new("/etc/mtab");
+    match inside.symlink("/proc/mounts".as_ref(), mtab) {
+        Ok(()) => give_link(&inside, mtab, pod_root).map_err(|error| failed(&error))?,
         // There is one, or no /etc: both are the image's business.
         Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => {}
         Err(error) => return Err(failed(&error)),
@@ -244,15 +335,27 @@ fn build(input: &Input, root: &Path, inside: &Root, directory: &Path) -> Result<
         Err(error) => Err(Error::failed(format!("image of container {}", record.id)).because(error)),
     };
     let (passwd, group) = (read("/etc/passwd")?, read("/etc/group")?);
-    let profile = context.seccomp.resolve(config, input.handler_seccomp.as_deref())?;
+    let profile = context.seccomp.resolve(
+        &sandbox.config.0,
+        config,
+        input.handler_seccomp.as_deref(),
+        &input.features.allowed_annotations,
+    )?;
     let cgroups_path =
         criox_sys::cgroup::oci_cgroups_path(context.driver(), &sandbox.cgroup_parent, record.id.as_str());
     let identity = identity(input);
     let image_facts = image_facts(image, record);
     let provided = provided(input, directory);
-    let devices = devices::resolve(context, config)?;
-    let root = root.to_string_lossy();
-    criox_spec::build(&SpecInput {
+    let devices = devices::resolve(context, &sandbox.config.0, config, &input.features)?;
+    let selinux = labels(context, sandbox, record)?;
+    let reached = match Users::of(&sandbox.config.0) {
+        None => root.to_owned(),
+        Some(users) => userns::expose(context, record.id.as_str(), &users, root)?,
+    };
+    let root = reached.to_string_lossy();
+    let cdi_devices = criox_spec::cdi_names(config)
+        .map_err(|error| Error::new(Kind::InvalidArgument, format!("config.{error}")))?;
+    let mut built = criox_spec::build(&SpecInput {
         container: config,
         sandbox: &sandbox.config.0,
         identity: &identity,
@@ -263,7 +366,7 @@ fn build(input: &Input, root: &Path, inside: &Root, directory: &Path) -> Result<
         defaults: &context.defaults,
         handler: &input.features,
         seccomp: profile.as_spec(),
-        selinux: None,
+        selinux: selinux.as_ref(),
         namespaces: &input.namespaces,
         rootfs: &root,
         mounts: &input.mounts,
@@ -277,17 +380,52 @@ fn build(input: &Input, root: &Path, inside: &Root, directory: &Path) -> Result<
             ErrorKind::Image | ErrorKind::Unsupported => Kind::FailedPrecondition,
         };
         Error::new(kind, format!("config.{error}"))
-    })
+    })?;
+    if let Some(profile) = &built.spec.process.apparmor_profile {
+        context.apparmor.require(profile)?;
+    }
+    context.cdi.inject(&mut built.spec, &cdi_devices, &input.features, "config.CDI_devices")?;
+    Ok(built)
+}
+
+/// Gives a file of ours to the pod's root.
+pub(crate) fn give(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
+    owner.map_or(Ok(()), |(user, group)| std::os::unix::fs::lchown(path, Some(user), Some(group)))
+}
+
+fn give_link(inside: &Root, path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
+    let Some((user, group)) = owner else { return Ok(()) };
+    let (parent, name) = inside.parent(path).map_err(io::Error::other)?;
+    let link = inroot::open_entry(parent.as_fd(), name)?;
+    inroot::set_owner(link.as_fd(), user, group)
+}
+
+/// Makes a directory and its missing parents, which then belong to the owner.
+fn make_directory(inside: &Root, path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
+    let Some((user, group)) = owner else {
+        return inside.mkdir_all(path, 0o755).map(drop).map_err(io::Error::other);
+    };
+    let mut parents: Vec<&Path> = path.ancestors().collect();
+    parents.reverse();
+    for part in parents {
+        if inside.open_dir(part).is_err() {
+            let made = inside.mkdir_all(part, 0o755).map_err(io::Error::other)?;
+            inroot::set_owner(made.as_fd(), user, group)?;
+        }
+    }
+    Ok(())
 }
 
 /// `VOLUME` of the image as a directory of the container, the process's own.
-fn make_volume(inside: &Root, volume: &str, user: &EffectiveUser) -> io::Result<()> {
+fn make_volume(inside: &Root, volume: &str, user: &EffectiveUser, users: Option<&Users>) -> io::Result<()> {
     match inside.open_dir(Path::new(volume)) {
         // The image has it, with an owner of its choice.
         Ok(_) => Ok(()),
         Err(_) => {
-            let made = inside.mkdir_all(Path::new(volume), 0o755).map_err(io::Error::other)?;
-            inroot::set_owner(made.as_fd(), user.uid, user.gid)
+            make_directory(inside, Path::new(volume), users.map(Users::root))?;
+            let made = inside.open_dir(Path::new(volume)).map_err(io::Error::other)?;
+            let (uid, gid) = users.map_or((user.uid, user.gid), |users| users.outside(user.uid, user.gid));
+            inroot::set_owner(made.as_fd(), uid, gid)
         }
     }
 }
@@ -343,11 +481,13 @@ fn provided(input: &Input, directory: &Path) -> ProvidedMounts {
             v1::NamespaceMode::Node => Some("/dev/shm".into()),
             _ => text(run.shm()),
         },
+        mqueue: Path::new("/dev/mqueue").is_dir().then(|| "/dev/mqueue".into()),
         resolv_conf: text(run.resolv_conf()),
         hostname: text(run.hostname()),
         hosts: (pod.network() == v1::NamespaceMode::Node && !has_hosts).then(|| "/etc/hosts".into()),
         containerenv: text(run.containerenv()),
-        localtime: None,
+        localtime: (!context.config.runtime.timezone.is_empty())
+            .then(|| timezone::place(directory).to_string_lossy().into_owned()),
         passwd: text(directory.join("passwd")),
         group: text(directory.join("group")),
     }

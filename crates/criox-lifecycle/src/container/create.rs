@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use criox_cri::v1;
@@ -76,6 +77,8 @@ pub(crate) async fn first_record(
         cgroup: String::new(),
         process: None,
         exit: None,
+        image_volumes: Vec::new(),
+        updated: None,
     })
 }
 
@@ -101,6 +104,7 @@ pub(crate) async fn create(work: Work) -> Result<ContainerRecord> {
         Ok(record) => Ok(record),
         Err(error) => {
             let (context, sandbox, record) = (&work.context, &work.sandbox, &work.record);
+            crate::nri::undo_container(context, sandbox, record).await;
             let undone = remove::erase(context, Some(&work.client), sandbox, &record.id, "").await;
             log::forget(&record.log_path).await;
             if let Err(undo) = undone {
@@ -128,6 +132,7 @@ async fn steps(work: &Work) -> Result<ContainerRecord> {
         namespaces: bundle::namespaces(work)?,
         mounts: Vec::new(),
     };
+    let at = Arc::new(AtomicUsize::new(0));
     let (storage, mounts) = tokio::join!(
         blocking("preparation of the root file system", &object, PREPARE, {
             let (context, record, path) = (
@@ -143,12 +148,15 @@ async fn steps(work: &Work) -> Result<ContainerRecord> {
             }
         }),
         blocking("resolution of mount sources", &object, PREPARE, {
-            let (context, record) = (context.clone(), record.clone());
-            move || bundle::resolve_mounts(&context, &record.config.0)
+            let (context, sandbox, record) = (context.clone(), sandbox.clone(), record.clone());
+            let at = at.clone();
+            move || bundle::resolve_mounts(&context, &sandbox, &record, &at)
         }),
     );
     let root = storage?;
-    input.mounts = mounts?;
+    context.index.mounted(id, root.clone());
+    input.mounts = mounts.map_err(|error| name_volume(error, record, at.load(Ordering::Relaxed)))?;
+    let image_volumes = bundle::image_volumes(&input.mounts);
     failpoint("container.mounted")?;
     let prepared: Bundle =
         blocking("preparation of the bundle", &object, PREPARE, move || bundle::write(&input, root)).await?;
@@ -163,12 +171,27 @@ async fn steps(work: &Work) -> Result<ContainerRecord> {
         root: prepared.root,
         cgroup: group,
         process: Some(ProcessIdentity { pid, start_time }),
+        image_volumes,
         ..(**record).clone()
     };
     let path = context.paths.container_record(sandbox.id.as_str(), id.as_str());
     let written = record.clone();
     blocking("record", &object, PREPARE, move || write_first_record(&path, &written)).await?;
+    crate::nri::container_created(context, sandbox, &record).await;
     Ok(record)
+}
+
+/// Says which volume a resolution that hangs has come to.
+fn name_volume(error: Error, record: &ContainerRecord, index: usize) -> Error {
+    match record.config.0.mounts.get(index) {
+        Some(mount) if error.kind() == Kind::DeadlineExceeded => Error::timed_out(
+            "resolution",
+            &format!("config.mounts[{index}].host_path {:?} for container {}", mount.host_path, record.id),
+            PREPARE,
+            "its file system does not answer: look for processes in state D",
+        ),
+        _ => error,
+    }
 }
 
 async fn create_in_runtime(

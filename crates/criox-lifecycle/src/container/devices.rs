@@ -5,8 +5,9 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
+use criox_config::value::DeviceMapping;
 use criox_cri::v1;
-use criox_spec::{DeviceKind, ResolvedDevice};
+use criox_spec::{DeviceKind, HandlerFeatures, ResolvedDevice, gated_annotation};
 
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -16,11 +17,28 @@ const MAX: usize = 1024;
 /// Directories below directories.
 const DEPTH: usize = 8;
 
-pub(crate) fn resolve(context: &Context, config: &v1::ContainerConfig) -> Result<Vec<ResolvedDevice>> {
+/// The pod's annotation that asks for devices, by its new and its old name: `source[:destination][:permissions]`,
+/// several with commas between.
+const ANNOTATION: [&str; 2] = ["devices.crio.io", "io.kubernetes.cri-o.Devices"];
+
+/// What it is called in errors.
+const ANNOTATION_FIELD: &str = "sandbox_config.annotations[devices.crio.io]";
+
+pub(crate) fn resolve(
+    context: &Context,
+    sandbox: &v1::PodSandboxConfig,
+    config: &v1::ContainerConfig,
+    features: &HandlerFeatures,
+) -> Result<Vec<ResolvedDevice>> {
     let mut found = Vec::new();
     for device in &context.config.runtime.additional_devices {
         let (inside, permissions) = (device.destination.to_string_lossy(), device.permissions.clone());
         collect("additional_devices", &device.source, &inside, &permissions, &mut found)?;
+    }
+    let asked = gated_annotation(&sandbox.annotations, &features.allowed_annotations, &ANNOTATION);
+    for device in annotated(asked.unwrap_or_default(), &context.config.runtime.allowed_devices)? {
+        let inside = device.destination.to_string_lossy();
+        collect(ANNOTATION_FIELD, &device.source, &inside, &device.permissions, &mut found)?;
     }
     for (index, device) in config.devices.iter().enumerate() {
         let inside =
@@ -29,6 +47,22 @@ pub(crate) fn resolve(context: &Context, config: &v1::ContainerConfig) -> Result
         collect(&field, Path::new(&device.host_path), inside, &device.permissions, &mut found)?;
     }
     Ok(found)
+}
+
+/// The devices of the annotation, each of which `allowed_devices` must name.
+fn annotated(text: &str, allowed: &[String]) -> Result<Vec<DeviceMapping>> {
+    let mut devices = Vec::new();
+    for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+        let device =
+            DeviceMapping::parse_one(entry).map_err(|reason| Error::invalid(ANNOTATION_FIELD, reason))?;
+        if !allowed.iter().any(|path| Path::new(path) == device.source) {
+            let source = device.source.display();
+            let reason = format!("{source} is not among allowed_devices of this node's configuration");
+            return Err(Error::invalid(ANNOTATION_FIELD, reason));
+        }
+        devices.push(device);
+    }
+    Ok(devices)
 }
 
 /// All nodes below the host's `/dev`, for privileged containers; not those of terminals, queues and shared memory,
@@ -127,6 +161,26 @@ mod tests {
             collect("config.devices[0].host_path", Path::new("/etc/passwd"), "/dev/x", "", &mut Vec::new())
                 .expect_err("a file");
         assert!(error.to_string().contains("config.devices[0].host_path"), "{error}");
+    }
+
+    #[test]
+    fn an_annotation_gives_only_devices_that_the_node_allows() {
+        let allowed = ["/dev/fuse".to_owned(), "/dev/net/tun".to_owned()];
+        let ask = |text: &str| annotated(text, &allowed);
+        assert!(ask("").expect("none").is_empty());
+        let found = ask("/dev/fuse, /dev/net/tun:/dev/tun:rw").expect("both");
+        assert_eq!(
+            (found[0].destination.as_path(), found[0].permissions.as_str()),
+            (Path::new("/dev/fuse"), "rwm")
+        );
+        assert_eq!(
+            (found[1].destination.as_path(), found[1].permissions.as_str()),
+            (Path::new("/dev/tun"), "rw")
+        );
+        for bad in ["/dev/sda", "/dev/fuse/../sda", "/dev/fuse:/etc/x", "fuse", "/dev/fuse:/dev/x:q"] {
+            let error = ask(bad).expect_err(bad);
+            assert!(error.to_string().contains("devices.crio.io"), "{error}");
+        }
     }
 
     #[test]

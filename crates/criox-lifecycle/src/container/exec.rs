@@ -24,7 +24,7 @@ const HELD_MAX: usize = 256 << 20;
 /// Reads that empty a pipe of the largest size the kernel allows by default, 1 MiB.
 const PIPE_PIECES: usize = 16;
 /// How long the runtime may take to start the process.
-const START: Duration = Duration::from_secs(30);
+pub(crate) const START: Duration = Duration::from_secs(30);
 /// Beyond the command's own timeout, for the end of its whole tree.
 const REAP: Duration = Duration::from_secs(20);
 
@@ -48,22 +48,10 @@ pub(crate) async fn exec(
     limit: Duration,
 ) -> Result<Output> {
     let object = format!("container {}", record.id);
-    if record.phase != ContainerPhase::Running {
-        return Err(Error::new(
-            Kind::NotFound,
-            format!("{object} does not run: no command can be executed in it"),
-        ));
-    }
-    if command.is_empty() {
-        return Err(Error::invalid("cmd", "must not be empty"));
-    }
-    let client = pod
-        .pod
-        .monitor()
-        .ok_or_else(|| Error::new(Kind::FailedPrecondition, format!("{object} has lost its monitor")))?;
+    let client = ready(pod, record, command)?;
     // Runtimes don't always say which program they could not execute.
     let operation = format!("execution of {:?}", command[0]);
-    let process = process(context, record, command).await?;
+    let process = process(context, record, command, false).await?;
     let failed = |error| Error::failed(format!("pipes for a command in {object}")).because(error);
     let (mut stdout, stdout_end) = make_pipe().map_err(failed)?;
     let (mut stderr, stderr_end) = make_pipe().map_err(failed)?;
@@ -80,8 +68,7 @@ pub(crate) async fn exec(
         start_timeout_ms: u32::try_from(START.as_millis()).unwrap_or(u32::MAX),
     };
     // A caller that goes away takes its command with it.
-    let mut guard =
-        EndOnDrop { client: client.clone(), container: record.id.to_string(), exec: exec_id, armed: true };
+    let guard = EndOnDrop::new(&client, record, exec_id);
     let call = client
         .exec(verb, vec![stdout_end, stderr_end], START + monitor::ANSWER)
         .await
@@ -109,7 +96,7 @@ pub(crate) async fn exec(
             finished = &mut finished => break finished,
         }
     };
-    guard.armed = false;
+    guard.disarm();
     // All that the process wrote is in the pipes by now; what its children still write is not waited for, and a pipe holds
     // no more than so many pieces.
     for _ in 0..PIPE_PIECES {
@@ -140,8 +127,34 @@ pub(crate) async fn exec(
     Ok(output)
 }
 
+/// Whether a command could be started now, and who would start it.
+pub(crate) fn ready(pod: &PodView, record: &ContainerRecord, command: &[String]) -> Result<Client> {
+    if record.phase != ContainerPhase::Running {
+        return Err(Error::new(
+            Kind::NotFound,
+            format!("container {} does not run: no command can be executed in it", record.id),
+        ));
+    }
+    if command.is_empty() {
+        return Err(Error::invalid("cmd", "must not be empty"));
+    }
+    connected(pod, record)
+}
+
+/// The connection to the container's monitor.
+pub(crate) fn connected(pod: &PodView, record: &ContainerRecord) -> Result<Client> {
+    pod.pod.monitor().ok_or_else(|| {
+        Error::new(Kind::FailedPrecondition, format!("container {} has lost its monitor", record.id))
+    })
+}
+
 /// The OCI process: the container's own with another command line.
-async fn process(context: &Arc<Context>, record: &ContainerRecord, command: &[String]) -> Result<Vec<u8>> {
+pub(crate) async fn process(
+    context: &Arc<Context>,
+    record: &ContainerRecord,
+    command: &[String],
+    terminal: bool,
+) -> Result<Vec<u8>> {
     let bundle = context
         .store
         .container_run_dir(record.id.as_str())
@@ -149,7 +162,7 @@ async fn process(context: &Arc<Context>, record: &ContainerRecord, command: &[St
     let failed = || Error::failed(format!("specification of container {}", record.id));
     let bytes = tokio::fs::read(bundle.join("config.json")).await.map_err(|error| failed().because(error))?;
     let spec: ProcessOfSpec = serde_json::from_slice(&bytes).map_err(|error| failed().because(error))?;
-    let process = criox_spec::exec_process(&spec.process, command, false)
+    let process = criox_spec::exec_process(&spec.process, command, terminal)
         .map_err(|error| Error::new(Kind::InvalidArgument, error.to_string()))?;
     serde_json::to_vec(&process).map_err(|error| failed().because(error))
 }
@@ -221,17 +234,30 @@ impl Drop for Room {
 }
 
 /// Unique among the commands of a container, also after a restart of the daemon.
-fn next_id() -> String {
+pub(crate) fn next_id() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let now = crate::context::Clock::default().now();
     format!("exec-{now:x}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-struct EndOnDrop {
+/// Ends a command whose caller has gone.
+#[derive(Debug)]
+pub(crate) struct EndOnDrop {
     client: Client,
     container: String,
     exec: String,
     armed: bool,
+}
+
+impl EndOnDrop {
+    pub(crate) fn new(client: &Client, record: &ContainerRecord, exec: String) -> Self {
+        Self { client: client.clone(), container: record.id.to_string(), exec, armed: true }
+    }
+
+    /// The command has ended.
+    pub(crate) fn disarm(mut self) {
+        self.armed = false;
+    }
 }
 
 impl Drop for EndOnDrop {

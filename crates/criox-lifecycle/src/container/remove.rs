@@ -9,11 +9,13 @@ use criox_monitor_api::client::Client;
 use criox_monitor_api::proto::{self, failure, request};
 use tokio::time::Instant;
 
+use super::image_volume;
 use super::stop::{self, Stopped, Target};
 use crate::context::{Context, blocking};
 use crate::error::{Error, Result, failpoint};
 use crate::monitor;
 use crate::record::{ContainerPhase, SandboxRecord};
+use crate::userns;
 
 /// How long the runtime may take to delete.
 const DELETE: Duration = Duration::from_secs(60);
@@ -36,6 +38,7 @@ pub(crate) async fn remove(
     };
     // A monitor that had to be done without is not asked again.
     let client = client.filter(|_| stopped == Stopped::Reported);
+    crate::nri::remove_container(context, sandbox, &record).await;
     erase(context, client, sandbox, &record.id, &record.cgroup).await
 }
 
@@ -120,6 +123,8 @@ pub(crate) async fn erase_storage(
     let (context, sandbox, id) = (context.clone(), *sandbox, *id);
     blocking("removal of the root file system", &format!("container {id}"), STORAGE, move || {
         let failed = |error| Error::failed(format!("root file system of container {id}")).because(error);
+        userns::withdraw(&context.paths, id.as_str())?;
+        image_volume::remove(&context.store, id.as_str())?;
         context.store.delete_container(id.as_str()).map_err(failed)?;
         failpoint("container.unstored")?;
         let run = context.paths.run(sandbox.as_str());

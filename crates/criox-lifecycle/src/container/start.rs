@@ -10,6 +10,7 @@ use super::stop::{self, Target};
 use crate::context::Context;
 use crate::error::{Result, failpoint};
 use crate::monitor;
+use crate::record::SandboxRecord;
 
 /// How long the runtime may take to let the process run.
 const RUNTIME: Duration = Duration::from_secs(60);
@@ -22,8 +23,14 @@ pub(crate) struct Started {
 }
 
 /// Lets the process of a created container run. When that fails it is killed: what counts as ended must not run.
-pub(crate) async fn start(context: &Arc<Context>, client: &Client, target: &Target) -> Result<Started> {
+pub(crate) async fn start(
+    context: &Arc<Context>,
+    sandbox: &SandboxRecord,
+    client: &Client,
+    target: &Target,
+) -> Result<Started> {
     let id = &target.record.id;
+    crate::nri::start_container(context, sandbox, &target.record).await;
     // Before the call: an exit is then never earlier than the start.
     let at = context.clock.now();
     let verb = request::Verb::Start(proto::Start {
@@ -31,7 +38,11 @@ pub(crate) async fn start(context: &Arc<Context>, client: &Client, target: &Targ
         timeout_ms: u32::try_from(RUNTIME.as_millis()).unwrap_or(u32::MAX),
     });
     match monitor::attended(client, client.done(verb, RUNTIME + monitor::ANSWER)).await {
-        Ok(()) => failpoint("container.started").map(|()| Started { at }),
+        Ok(()) => {
+            failpoint("container.started")?;
+            crate::nri::container_started(context, sandbox, &target.record).await;
+            Ok(Started { at })
+        }
         Err(error) => {
             if let Err(error) = stop::kill_cgroup(context, target).await {
                 tracing::error!(container = %id, error = error.chain(), "a container whose start failed lives on");

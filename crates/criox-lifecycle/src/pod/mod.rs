@@ -3,6 +3,7 @@
 
 mod settle;
 mod task;
+mod update;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +19,7 @@ pub(crate) use task::{Start, Task};
 
 use crate::admit::Verb;
 use crate::error::{Error, Kind, Result};
+use crate::record::UpdatedSandbox;
 
 /// Requests that may wait for a pod's task; a kubelet has a handful.
 const QUEUE: usize = 64;
@@ -35,6 +37,15 @@ pub(crate) enum Request {
     Create { config: Arc<v1::ContainerConfig>, reply: Reply<ContainerId> },
     /// A verb for a container; the grace is StopContainer's.
     Act { verb: Verb, id: ContainerId, grace: Duration, reply: Reply<()> },
+    /// UpdateContainerResources.
+    Update {
+        id: ContainerId,
+        resources: Arc<v1::LinuxContainerResources>,
+        origin: Origin,
+        reply: Reply<()>,
+    },
+    /// UpdatePodSandboxResources.
+    UpdateSandbox { updated: UpdatedSandbox, reply: Reply<()> },
     /// StopPodSandbox.
     Stop { reply: Reply<()> },
     /// RemovePodSandbox.
@@ -48,9 +59,22 @@ impl Request {
             Self::Run { reply, .. } => reply.is_closed(),
             Self::Claim { reply, .. } => reply.is_closed(),
             Self::Create { reply, .. } => reply.is_closed(),
-            Self::Act { reply, .. } | Self::Stop { reply } | Self::Remove { reply } => reply.is_closed(),
+            Self::Act { reply, .. }
+            | Self::Update { reply, .. }
+            | Self::UpdateSandbox { reply, .. }
+            | Self::Stop { reply }
+            | Self::Remove { reply } => reply.is_closed(),
         }
     }
+}
+
+/// Who wants a container's limits changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The kubelet: plugins may have a say.
+    Cri,
+    /// A plugin.
+    Nri,
 }
 
 /// The answer to [`Request::Run`].

@@ -12,16 +12,16 @@ use tokio::task::JoinError;
 use tokio::time::Instant;
 
 use super::task::{Whose, send};
-use super::{Run, Task};
+use super::{Reply, Run, Task};
 use crate::admit::Busy;
 use crate::container::log;
 use crate::container::start::Started;
 use crate::container::stop::Stopped;
 use crate::error::{Error, Result};
+use crate::events::Happening;
 use crate::monitor::Connection;
 use crate::record::{self, ContainerPhase, ContainerRecord, Exit, SandboxPhase, SandboxRecord};
 use crate::sandbox;
-use crate::status;
 
 /// The end of a piece of work.
 pub(crate) enum Outcome {
@@ -32,6 +32,7 @@ pub(crate) enum Outcome {
     ContainerStarted(ContainerId, Result<Started>),
     ContainerStopped(ContainerId, Result<Stopped>),
     ContainerRemoved(ContainerId, Result<()>),
+    ContainerUpdated(ContainerId, Reply<()>, Box<Result<v1::LinuxContainerResources>>),
     /// A monitor that was silent at the start speaks again, or is dead.
     MonitorFound(Option<(Connection, Vec<ContainerState>)>),
 }
@@ -46,6 +47,7 @@ impl Task {
             Outcome::ContainerStarted(id, result) => self.container_started(id, result).await,
             Outcome::ContainerStopped(id, result) => self.container_stopped(id, result).await,
             Outcome::ContainerRemoved(id, result) => self.container_removed(id, &result).await,
+            Outcome::ContainerUpdated(id, reply, result) => self.container_updated(id, reply, *result).await,
             Outcome::MonitorFound(found) => self.monitor_found(found).await,
         }
     }
@@ -58,6 +60,7 @@ impl Task {
                 self.pod.set_monitor(Some(client));
                 self.events = Some(events);
                 self.keep_sandbox(created.record).await;
+                self.settled();
                 for runner in self.runners.drain(..) {
                     send(runner, Ok(Run::Ready));
                 }
@@ -105,13 +108,11 @@ impl Task {
         self.busy = None;
         if result.is_err() {
             self.removal_failed().await;
+            self.settled();
         } else {
-            let events: Vec<String> = self
-                .containers
-                .values()
-                .filter(|container| container.record.claimed)
-                .map(|container| container.record.id.to_string())
-                .collect();
+            self.end_unseen();
+            let claimed = self.containers.values().filter(|container| container.record.claimed);
+            let events: Vec<String> = claimed.map(|container| container.record.id.to_string()).collect();
             for id in events {
                 self.send_event(id, v1::ContainerEventType::ContainerDeletedEvent);
             }
@@ -120,6 +121,37 @@ impl Task {
         }
         for remover in self.removers.drain(..) {
             send(remover, result.clone());
+        }
+    }
+
+    /// For clients of events: what a removal killed has stopped before it is deleted. Nothing of it is written any more.
+    fn end_unseen(&mut self) {
+        let alive = self.containers.values_mut().filter(|container| {
+            container.record.claimed && container.record.phase != ContainerPhase::Exited
+        });
+        let mut stopped = Vec::new();
+        for container in alive {
+            let exit = Exit {
+                code: 128 + 9,
+                finished_at: self.context.clock.now(),
+                reason: reasons::ERROR.into(),
+                message: "killed by the removal of its pod".into(),
+            };
+            container.record = Arc::new(ContainerRecord {
+                phase: ContainerPhase::Exited,
+                process: None,
+                exit: Some(exit),
+                ..(*container.record).clone()
+            });
+            stopped.push(container.record.id.to_string());
+        }
+        if self.sandbox.phase == SandboxPhase::Ready {
+            self.sandbox =
+                Arc::new(SandboxRecord { phase: SandboxPhase::NotReady, ..(*self.sandbox).clone() });
+            stopped.push(self.sandbox.id.to_string());
+        }
+        for id in stopped {
+            self.send_event(id, v1::ContainerEventType::ContainerStoppedEvent);
         }
     }
 
@@ -141,7 +173,16 @@ impl Task {
     fn forget(&mut self) {
         self.context.release_name(&self.sandbox);
         self.context.index.remove(&self.sandbox.id);
+        self.settled();
         self.gone = true;
+    }
+
+    /// What is shown is what plugins have been told.
+    fn settled(&self) {
+        self.context.nri.settled(self.sandbox.id.as_str());
+        for id in self.containers.keys() {
+            self.context.nri.settled(id.as_str());
+        }
     }
 
     async fn container_created(&mut self, id: ContainerId, result: Result<ContainerRecord>) {
@@ -153,6 +194,7 @@ impl Task {
             Ok(record) => {
                 container.record = Arc::new(record);
                 self.publish();
+                self.context.nri.settled(id.as_str());
                 for creator in creators {
                     send(creator, Ok(id));
                 }
@@ -161,6 +203,7 @@ impl Task {
             Err(error) => {
                 self.containers.remove(&id);
                 self.publish();
+                self.context.nri.settled(id.as_str());
                 for creator in creators {
                     send(creator, Err(error.clone()));
                 }
@@ -175,6 +218,7 @@ impl Task {
             // Its monitor was lost meanwhile, and its end is settled.
             Ok(_) if container.record.phase == ContainerPhase::Exited => {}
             Ok(started) => {
+                let known = container.record.claimed;
                 let record = ContainerRecord {
                     phase: ContainerPhase::Running,
                     started_at: started.at,
@@ -183,6 +227,9 @@ impl Task {
                     ..(*container.record).clone()
                 };
                 self.keep_container(record).await;
+                if !known {
+                    self.claimed(id);
+                }
                 self.send_event(id.to_string(), v1::ContainerEventType::ContainerStartedEvent);
                 self.apply_early_exit(id).await;
             }
@@ -227,7 +274,8 @@ impl Task {
         if result.is_err() {
             // What changed while it was being removed was not written.
             let record = (*container.record).clone();
-            return self.keep_container(record).await;
+            self.keep_container(record).await;
+            return self.context.nri.settled(id.as_str());
         }
         let (claimed, log_path) = (container.record.claimed, container.record.log_path.clone());
         if claimed {
@@ -235,6 +283,7 @@ impl Task {
         }
         self.containers.remove(&id);
         self.publish();
+        self.context.nri.settled(id.as_str());
         if !claimed {
             // Nobody was given it: its log must not decide the next attempt.
             log::forget(&log_path).await;
@@ -338,6 +387,7 @@ impl Task {
         };
         self.keep_container(record).await;
         if let Some(container) = self.containers.get(&id) {
+            crate::nri::container_ended(&self.context, &self.sandbox, &container.record);
             container.exited.send_replace(true);
         }
         // Whoever nobody was given is in no event.
@@ -450,10 +500,11 @@ impl Task {
                 }
                 container.answer(&Err(failed));
             }
+            Some(Whose::Update) => {}
         }
     }
 
-    async fn keep_sandbox(&mut self, record: SandboxRecord) {
+    pub(super) async fn keep_sandbox(&mut self, record: SandboxRecord) {
         let path = self.context.paths.sandbox_record(self.sandbox.id.as_str());
         let record = Arc::new(record);
         write_sandbox(&path, record.clone()).await;
@@ -461,7 +512,7 @@ impl Task {
         self.publish();
     }
 
-    async fn keep_container(&mut self, record: ContainerRecord) {
+    pub(super) async fn keep_container(&mut self, record: ContainerRecord) {
         let id = record.id;
         let record = Arc::new(record);
         let path = self.context.paths.container_record(self.sandbox.id.as_str(), id.as_str());
@@ -475,18 +526,11 @@ impl Task {
         self.publish();
     }
 
-    fn send_event(&self, container_id: String, kind: v1::ContainerEventType) {
-        self.context.events.send(|| v1::ContainerEventResponse {
-            container_id,
-            container_event_type: kind.into(),
-            created_at: self.context.clock.now(),
-            pod_sandbox_status: Some(status::sandbox_status(&self.sandbox)),
-            containers_statuses: self
-                .containers
-                .values()
-                .filter(|container| container.record.claimed)
-                .map(|container| status::container_status(&container.record))
-                .collect(),
+    fn send_event(&self, id: String, kind: v1::ContainerEventType) {
+        self.context.events.send(&self.context.clock, || {
+            let claimed = self.containers.values().filter(|container| container.record.claimed);
+            let containers = claimed.map(|container| container.record.clone()).collect();
+            Happening::new(id, kind, self.sandbox.clone(), containers)
         });
     }
 }

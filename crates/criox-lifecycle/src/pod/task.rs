@@ -42,6 +42,8 @@ pub(crate) struct Container {
     pub(super) kill_at: watch::Sender<Instant>,
     /// An exit that came before the answer to the start.
     pub(super) early_exit: Option<ExitFacts>,
+    /// Held once more by an update that is at work.
+    pub(super) updating: Arc<()>,
     pub(super) since: Instant,
 }
 
@@ -56,6 +58,7 @@ impl Container {
             exited: watch::Sender::new(exited),
             kill_at: watch::Sender::new(Instant::now()),
             early_exit: None,
+            updating: Arc::new(()),
             since: Instant::now(),
         }
     }
@@ -79,6 +82,8 @@ impl Container {
 pub(super) enum Whose {
     Sandbox,
     Container(ContainerId),
+    /// That of whoever waits for it.
+    Update,
 }
 
 /// How a task begins.
@@ -108,7 +113,7 @@ pub(crate) struct Task {
     pub(super) events: Option<mpsc::Receiver<Event>>,
     requests: mpsc::Receiver<Request>,
     /// Requests that wait for what is at work.
-    deferred: Vec<Request>,
+    pub(super) deferred: Vec<Request>,
     since: Instant,
     pub(super) gone: bool,
 }
@@ -216,7 +221,7 @@ impl Task {
     }
 
     /// Lets work run beside the task.
-    fn begin(&mut self, whose: Whose, work: impl Future<Output = Outcome> + Send + 'static) {
+    pub(super) fn begin(&mut self, whose: Whose, work: impl Future<Output = Outcome> + Send + 'static) {
         let handle = self.work.spawn(work);
         self.whose.insert(handle.id(), whose);
     }
@@ -266,6 +271,10 @@ impl Task {
                 self.admit_create(config, reply).await;
             }
             Request::Act { verb, id, grace, reply } => self.admit_act(verb, id, grace, reply),
+            Request::Update { id, resources, origin, reply } => {
+                self.admit_update(id, resources, origin, reply);
+            }
+            Request::UpdateSandbox { updated, reply } => self.sandbox_updated(updated, reply).await,
             Request::Stop { reply } => self.admit_stop(reply),
             Request::Remove { reply } => self.admit_remove(reply),
         }
@@ -444,9 +453,9 @@ impl Task {
             return container.answer(&Err(no_monitor(&sandbox)));
         };
         container.busy = Some(Busy::Starting);
-        let (context, target) = (self.context.clone(), container.target());
+        let (context, sandbox, target) = (self.context.clone(), self.sandbox.clone(), container.target());
         self.begin(Whose::Container(id), async move {
-            Outcome::ContainerStarted(id, start::start(&context, &client, &target).await)
+            Outcome::ContainerStarted(id, start::start(&context, &sandbox, &client, &target).await)
         });
     }
 
@@ -457,7 +466,9 @@ impl Task {
         container.kill_at.send_replace(after(grace));
         let target = container.target();
         self.begin(Whose::Container(id), async move {
-            Outcome::ContainerStopped(id, stop::stop(&context, client.as_ref(), target).await)
+            let stopped = stop::stop(&context, client.as_ref(), target).await;
+            crate::nri::told_of_end(&context, &id).await;
+            Outcome::ContainerStopped(id, stopped)
         });
     }
 
@@ -640,9 +651,10 @@ fn answer_after_removal(request: Request) {
         Request::Run { reply, .. } => send(reply, Ok(Run::Gone)),
         Request::Claim { reply, .. } => drop(reply.send(())),
         Request::Create { reply, .. } => send(reply, Err(gone("the pod sandbox"))),
-        Request::Act { verb: Verb::Start, id, reply, .. } => {
+        Request::Act { verb: Verb::Start, id, reply, .. } | Request::Update { id, reply, .. } => {
             send(reply, Err(gone(&format!("container {id}"))))
         }
+        Request::UpdateSandbox { reply, .. } => send(reply, Err(gone("the pod sandbox"))),
         Request::Act { reply, .. } | Request::Stop { reply } | Request::Remove { reply } => {
             send(reply, Ok(()))
         }

@@ -5,10 +5,12 @@ use std::fmt::Write as _;
 use criox_cri::v1;
 use criox_sys::durable;
 
+use crate::container::bundle::give;
 use crate::error::{Error, Result};
 use crate::names;
 use crate::paths::RunDir;
 use crate::record::SandboxRecord;
+use crate::userns::Users;
 
 /// Name servers, search domains and options of one pod: more are refused.
 const MAX_ENTRIES: usize = 64;
@@ -25,9 +27,12 @@ pub(super) fn write(run: &RunDir, sandbox: &SandboxRecord) -> Result<()> {
         (run.hostname(), hostname.as_bytes()),
         (run.containerenv(), b""),
     ];
+    // Root of the pod may write them, as root of a pod with the node's users may.
+    let pod_root = Users::of(&sandbox.config.0).map(|users| users.root());
     for (path, bytes) in files {
-        durable::write_atomic(&path, bytes, 0o644)
-            .map_err(|error| Error::failed(format!("files of pod sandbox {}", sandbox.id)).because(error))?;
+        let failed = || Error::failed(format!("files of pod sandbox {}", sandbox.id));
+        durable::write_atomic(&path, bytes, 0o644).map_err(|error| failed().because(error))?;
+        give(&path, pod_root).map_err(|error| failed().because(error))?;
     }
     Ok(())
 }

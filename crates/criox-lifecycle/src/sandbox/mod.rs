@@ -3,6 +3,7 @@
 mod files;
 pub(crate) mod network;
 pub(crate) mod plugins;
+pub(crate) mod port_forward;
 pub(crate) mod remove;
 pub(crate) mod run;
 pub(crate) mod stop;

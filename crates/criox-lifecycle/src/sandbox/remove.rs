@@ -11,6 +11,7 @@ use super::stop::{self, Work};
 use crate::container::remove::erase_storage;
 use crate::context::blocking;
 use crate::error::{Error, Result, failpoint};
+use crate::record::SandboxPhase;
 
 /// What the disk may take.
 const ERASE: Duration = Duration::from_secs(60);
@@ -35,7 +36,12 @@ pub(crate) async fn remove(work: Work) -> Result<()> {
     }
     failpoint("sandbox.released")?;
     for target in &work.containers {
+        crate::nri::remove_container(&work.context, &work.sandbox, &target.record).await;
         erase_storage(&work.context, &id, &target.record.id).await?;
+    }
+    // Of one that did not come about plugins are told by its creation.
+    if work.sandbox.phase != SandboxPhase::Creating {
+        crate::nri::remove_sandbox(&work.context, &work.sandbox).await;
     }
     let context = work.context.clone();
     blocking("removal of directories", &format!("pod sandbox {id}"), ERASE, move || {

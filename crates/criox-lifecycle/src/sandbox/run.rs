@@ -1,6 +1,7 @@
 //! RunPodSandbox: record, monitor, namespaces, network, record. A failure at any point undoes by ID, with the code
 //! that removes sandboxes.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -21,7 +22,8 @@ use crate::monitor::{self, Connection, Launched};
 use crate::paths::Namespace;
 use crate::record::{ProcessIdentity, SandboxPhase, SandboxRecord};
 use crate::spare::Spare;
-use crate::{names, status};
+use crate::userns::{self, Users};
+use crate::{names, status, units};
 
 /// What the disk and the kernel may take for directories, mounts and cgroups.
 const PREPARE: Duration = Duration::from_secs(30);
@@ -50,6 +52,7 @@ pub(crate) fn validate(context: &Context, config: &v1::PodSandboxConfig, handler
     handler.program()?;
     let refused = |error: criox_spec::SpecError| Error::new(Kind::InvalidArgument, format!("config.{error}"));
     criox_spec::sandbox_user_check(config).map_err(refused)?;
+    criox_spec::sandbox_security_check(config).map_err(refused)?;
     criox_spec::sandbox_sysctls(&context.default_sysctls(), config).map_err(refused)?;
     files::resolv_conf(config.dns_config.as_ref())?;
     network::check(config)?;
@@ -69,13 +72,7 @@ pub(crate) fn validate(context: &Context, config: &v1::PodSandboxConfig, handler
             "TARGET is for containers only",
         ));
     }
-    let user = options.userns_options.as_ref().map(v1::UserNamespace::mode);
-    if user.is_some_and(|mode| mode != v1::NamespaceMode::Node) {
-        return Err(Error::invalid(
-            "config.linux.security_context.namespace_options.userns_options",
-            "user namespaces are not supported by this version of criox (Status says so); set hostUsers: true",
-        ));
-    }
+    criox_spec::sandbox_namespaces(config).map_err(refused)?;
     for (key, value) in &config.labels {
         if key.len() + value.len() > 4096 {
             return Err(Error::invalid(
@@ -119,6 +116,7 @@ pub(crate) async fn create(
             // With its number, for the monitor is our child, which must be reaped.
             let sandbox = Arc::new(SandboxRecord { monitor, ..record.clone() });
             let work = Work { context: context.clone(), sandbox, client, containers: Vec::new() };
+            crate::nri::undo_sandbox(context, record).await;
             if let Err(undo) = remove::remove(work).await {
                 tracing::warn!(sandbox = %record.id, error = undo.chain(), "a failed creation left something; the next start of criox removes it");
             }
@@ -140,6 +138,7 @@ async fn steps(
     };
     blocking("directories", &object, PREPARE, first).await?;
     failpoint("sandbox.directories")?;
+    units::start_slice(context, record).await;
     let (launched, prepared) = tokio::join!(
         async {
             match spare {
@@ -161,12 +160,16 @@ async fn steps(
     pin(context, client, &record).await?;
     failpoint("sandbox.pinned")?;
     record.init = start_init(context, client, &record).await?;
+    if let Some(init) = record.init {
+        units::adopt(context, &record, &group(&record), init, "process 1").await;
+    }
     let options = status::namespace_options(&record.config.0);
     record.ips = match options.network() {
         v1::NamespaceMode::Node => Vec::new(),
         _ => network::attach(context, &record).await?,
     };
     failpoint("sandbox.attached")?;
+    crate::nri::run_sandbox(context, &record).await?;
     record.phase = SandboxPhase::Ready;
     let path = context.paths.sandbox_record(record.id.as_str());
     let written = record.clone();
@@ -179,7 +182,7 @@ async fn steps(
 fn directories(context: &Context, record: &SandboxRecord) -> Result<()> {
     let id = record.id.as_str();
     let failed = |error| Error::failed(format!("directories of pod sandbox {id}")).because(error);
-    fs::create_dir_all(context.paths.pod(id)).map_err(failed)?;
+    fs::create_dir_all(context.paths.no_layer(id)).map_err(failed)?;
     write_first_record(&context.paths.sandbox_record(id), record)?;
     let run = context.paths.run(id);
     let exits = run.exit_record("x");
@@ -200,10 +203,13 @@ fn directories(context: &Context, record: &SandboxRecord) -> Result<()> {
 }
 
 /// The namespaces that the pod gets of its own, pinned by file.
-pub(super) fn pinned(config: &v1::PodSandboxConfig) -> Vec<Namespace> {
+pub(crate) fn pinned(config: &v1::PodSandboxConfig) -> Vec<Namespace> {
     let options = status::namespace_options(config);
     // Also with the node's network: no container may rename the node.
     let mut kinds = vec![Namespace::Uts];
+    if Users::of(config).is_some() {
+        kinds.push(Namespace::User);
+    }
     if options.network() != v1::NamespaceMode::Node {
         kinds.push(Namespace::Network);
     }
@@ -220,7 +226,9 @@ fn prepare(context: &Context, record: &SandboxRecord) -> Result<()> {
     let run = context.paths.run(record.id.as_str());
     files::write(&run, record)?;
     if status::namespace_options(&record.config.0).ipc() != v1::NamespaceMode::Node {
-        mount::tmpfs(&run.shm(), SHM_SIZE, 0o1777, "")
+        let owner = Users::of(&record.config.0).map(|users| users.root());
+        let label = record.selinux.as_ref().map_or("", |labels| labels.mount.as_str());
+        mount::tmpfs(&run.shm(), SHM_SIZE, 0o1777, owner, label)
             .map_err(|error| Error::failed(format!("shm of pod sandbox {}", record.id)).because(error))?;
     }
     // Empty, but the kubelet's cAdvisor finds the pod's network by a group of this name.
@@ -231,15 +239,12 @@ fn prepare(context: &Context, record: &SandboxRecord) -> Result<()> {
         .map_err(|error| Error::failed(format!("cgroup of pod sandbox {}", record.id)).because(error))
 }
 
-/// The sandbox's own, empty cgroup. Not a scope, also under systemd: see DESIGN, "Cgroups".
-pub(super) fn group(record: &SandboxRecord) -> String {
-    let parent = match record.cgroup_parent.rsplit('/').next() {
-        Some(slice) if slice.ends_with(".slice") => {
-            criox_sys::cgroup::slice_path(slice).unwrap_or_else(|_| record.cgroup_parent.clone())
-        }
-        _ => record.cgroup_parent.clone(),
-    };
-    format!("{parent}/crio-{}", record.id)
+/// The sandbox's own, empty cgroup. cAdvisor takes only groups with the name of a scope where systemd manages them; it
+/// becomes a scope when a process is in it.
+pub(crate) fn group(record: &SandboxRecord) -> String {
+    let parent = record.cgroup_parent.trim_end_matches('/');
+    let scope = if parent.ends_with(".slice") { ".scope" } else { "" };
+    format!("{parent}/crio-{}{scope}", record.id)
 }
 
 async fn pin(context: &Context, client: &Client, record: &SandboxRecord) -> Result<()> {
@@ -248,9 +253,14 @@ async fn pin(context: &Context, client: &Client, record: &SandboxRecord) -> Resu
         true => context.paths.namespace(kind, record.id.as_str()).to_string_lossy().into_owned(),
         false => String::new(),
     };
-    let (sysctls, warnings) = criox_spec::sandbox_sysctls(&context.default_sysctls(), &record.config.0)
-        .map_err(|error| Error::new(Kind::InvalidArgument, format!("config.{error}")))?;
+    let (mut sysctls, warnings) =
+        criox_spec::sandbox_sysctls(&context.default_sysctls(), &record.config.0)
+            .map_err(|error| Error::new(Kind::InvalidArgument, format!("config.{error}")))?;
     context.clamps.tell(&warnings);
+    let users = Users::of(&record.config.0);
+    if let Some(users) = &users {
+        clamp_groups(&mut sysctls, users);
+    }
     let verb = proto::PinNamespaces {
         network: path(Namespace::Network),
         ipc: path(Namespace::Ipc),
@@ -259,12 +269,26 @@ async fn pin(context: &Context, client: &Client, record: &SandboxRecord) -> Resu
         // Below /proc/sys the parts are directories; a slash in a key stands for a dot in a name.
         sysctls: sysctls.into_iter().map(|(key, value)| (proc_path(&key), value)).collect(),
         loopback_up: kinds.contains(&Namespace::Network),
-        ..Default::default()
+        user: path(Namespace::User),
+        uid_map: users.as_ref().map(|users| userns::to_monitor(&users.users)).unwrap_or_default(),
+        gid_map: users.as_ref().map(|users| userns::to_monitor(&users.groups)).unwrap_or_default(),
     };
     let object = format!("pod sandbox {}", record.id);
     monitor::attended(client, client.done(request::Verb::PinNamespaces(verb), PIN))
         .await
         .map_err(|error| monitor::refused("making the namespaces", &object, error))
+}
+
+/// `net.ipv4.ping_group_range` takes only groups that the namespace has; nodes give all groups there are by default.
+fn clamp_groups(sysctls: &mut BTreeMap<String, String>, users: &Users) {
+    let Some(range) = sysctls.get_mut("net.ipv4.ping_group_range") else { return };
+    let ends: Vec<u32> = range.split_whitespace().filter_map(|end| end.parse().ok()).collect();
+    // The kernel takes "1 0" for nobody.
+    if let [first, last] = ends[..]
+        && first <= last
+    {
+        *range = format!("{} {}", first.min(users.last_group()), last.min(users.last_group()));
+    }
 }
 
 fn proc_path(key: &str) -> String {
@@ -295,7 +319,7 @@ async fn start_init(
     let verb = proto::StartSandboxProcess {
         kind: start_sandbox_process::Kind::Init.into(),
         pid_namespace: path(Namespace::Pid),
-        user: String::new(),
+        user: path(Namespace::User),
         ipc: path(Namespace::Ipc),
         network: path(Namespace::Network),
         uts: path(Namespace::Uts),
@@ -327,6 +351,17 @@ mod tests {
     fn keys_become_paths_below_proc_sys() {
         assert_eq!(proc_path("net.ipv4.ip_forward"), "net/ipv4/ip_forward");
         assert_eq!(proc_path("net.ipv4.conf.eth0/100.rp_filter"), "net/ipv4/conf/eth0.100/rp_filter");
+    }
+
+    #[test]
+    fn the_groups_that_may_ping_are_among_those_of_the_pod() {
+        let range = |length| vec![criox_sys::idmap::IdRange { inside: 0, host: 65_536, length }];
+        let users = Users { users: range(65_536), groups: range(1000) };
+        for (asked, set) in [("0 2147483647", "0 999"), ("1 0", "1 0"), ("5\t7", "5 7"), ("x", "x")] {
+            let mut sysctls = BTreeMap::from([("net.ipv4.ping_group_range".to_owned(), asked.to_owned())]);
+            clamp_groups(&mut sysctls, &users);
+            assert_eq!(sysctls["net.ipv4.ping_group_range"], set);
+        }
     }
 
     #[test]

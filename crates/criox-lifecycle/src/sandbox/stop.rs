@@ -76,6 +76,9 @@ pub(super) async fn end_containers(work: &Work) -> Result<()> {
     ended.into_iter().collect::<Result<()>>()?;
     failpoint("sandbox.containers-ended")?;
     note_end(work).await;
+    if sandbox.phase == SandboxPhase::Ready {
+        crate::nri::stop_sandbox(context, sandbox, containers.iter().map(|target| target.record.id)).await;
+    }
     Ok(())
 }
 

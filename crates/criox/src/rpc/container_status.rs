@@ -1,7 +1,8 @@
 //! ContainerStatus.
 
 use criox_cri::v1;
-use criox_lifecycle::status;
+use criox_lifecycle::record::ContainerPhase;
+use criox_lifecycle::{Error, status};
 use tonic::Status;
 
 use super::{Services, verbose};
@@ -13,6 +14,10 @@ pub(super) async fn container_status(
 ) -> Result<v1::ContainerStatusResponse, Status> {
     let index = &services.lifecycle.context().index;
     let (_, record) = index.container(&request.container_id).map_err(|error| edge::status(&error))?;
+    // Known by its ID only to plugins that are being asked about it.
+    if record.phase == ContainerPhase::Creating {
+        return Err(edge::status(&Error::no_container(&request.container_id)));
+    }
     let info = if request.verbose { verbose::container(services, &record).await } else { Default::default() };
     Ok(v1::ContainerStatusResponse { status: Some(status::container_status(&record)), info })
 }

@@ -6,6 +6,7 @@ use criox_image::{ImageInfo, ImageUser};
 use tonic::{Request, Response, Status};
 
 use super::Services;
+use super::chunks::Chunks;
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -15,10 +16,13 @@ impl ImageService for Services {
         super::list_images::list_images(self, request.into_inner()).await.map(Response::new)
     }
 
-    type StreamImagesStream = tokio_stream::Empty<Result<v1::StreamImagesResponse, Status>>;
+    type StreamImagesStream = Chunks<v1::StreamImagesResponse>;
 
-    async fn stream_images(&self, _: Request<v1::StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
-        Err(Status::unimplemented("stream_images is not there yet in this version of criox"))
+    async fn stream_images(
+        &self,
+        request: Request<v1::StreamImagesRequest>,
+    ) -> Answer<Self::StreamImagesStream> {
+        super::stream_images::stream_images(self, request.into_inner()).await.map(Response::new)
     }
 
     async fn image_status(

@@ -1,7 +1,7 @@
 //! PodSandboxStatus.
 
 use criox_cri::v1;
-use criox_lifecycle::status;
+use criox_lifecycle::{Error, status};
 use tonic::Status;
 
 use super::{Services, verbose};
@@ -17,6 +17,10 @@ pub(super) async fn pod_sandbox_status(
         .index
         .pod(&request.pod_sandbox_id)
         .map_err(|error| edge::status(&error))?;
+    // Known by its ID only to plugins that are being asked about it.
+    if !view.listed() {
+        return Err(edge::status(&Error::no_sandbox(&request.pod_sandbox_id)));
+    }
     let info = if request.verbose { verbose::sandbox(&view) } else { Default::default() };
     Ok(v1::PodSandboxStatusResponse {
         status: Some(status::sandbox_status(&view.sandbox)),

@@ -8,6 +8,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::Services;
+use super::chunks::Chunks;
 use crate::edge;
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -148,6 +149,39 @@ impl RuntimeService for Services {
         super::container_status::container_status(self, &request.into_inner()).await.map(Response::new)
     }
 
+    async fn exec(&self, request: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
+        super::exec::exec(self, request.into_inner()).map(Response::new)
+    }
+
+    async fn attach(&self, request: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
+        super::attach::attach(self, request.into_inner()).map(Response::new)
+    }
+
+    async fn port_forward(
+        &self,
+        request: Request<v1::PortForwardRequest>,
+    ) -> Answer<v1::PortForwardResponse> {
+        super::port_forward::port_forward(self, request.into_inner()).map(Response::new)
+    }
+
+    async fn update_container_resources(
+        &self,
+        request: Request<v1::UpdateContainerResourcesRequest>,
+    ) -> Answer<v1::UpdateContainerResourcesResponse> {
+        super::update_container_resources::update_container_resources(self, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
+        super::update_pod_sandbox_resources::update_pod_sandbox_resources(self, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
     async fn reopen_container_log(
         &self,
         request: Request<v1::ReopenContainerLogRequest>,
@@ -170,32 +204,101 @@ impl RuntimeService for Services {
         Ok(Response::new(super::events::events(self)))
     }
 
-    type StreamPodSandboxesStream = tokio_stream::Empty<Result<v1::StreamPodSandboxesResponse, Status>>;
-    type StreamContainersStream = tokio_stream::Empty<Result<v1::StreamContainersResponse, Status>>;
-    type StreamContainerStatsStream = tokio_stream::Empty<Result<v1::StreamContainerStatsResponse, Status>>;
-    type StreamPodSandboxStatsStream = tokio_stream::Empty<Result<v1::StreamPodSandboxStatsResponse, Status>>;
-    type StreamPodSandboxMetricsStream =
-        tokio_stream::Empty<Result<v1::StreamPodSandboxMetricsResponse, Status>>;
+    type StreamPodSandboxesStream = Chunks<v1::StreamPodSandboxesResponse>;
+
+    async fn stream_pod_sandboxes(
+        &self,
+        request: Request<v1::StreamPodSandboxesRequest>,
+    ) -> Answer<Self::StreamPodSandboxesStream> {
+        Ok(Response::new(super::stream_pod_sandboxes::stream_pod_sandboxes(self, &request.into_inner())))
+    }
+
+    type StreamContainersStream = Chunks<v1::StreamContainersResponse>;
+
+    async fn stream_containers(
+        &self,
+        request: Request<v1::StreamContainersRequest>,
+    ) -> Answer<Self::StreamContainersStream> {
+        Ok(Response::new(super::stream_containers::stream_containers(self, &request.into_inner())))
+    }
+
+    async fn container_stats(
+        &self,
+        request: Request<v1::ContainerStatsRequest>,
+    ) -> Answer<v1::ContainerStatsResponse> {
+        super::container_stats::container_stats(self, &request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_container_stats(
+        &self,
+        request: Request<v1::ListContainerStatsRequest>,
+    ) -> Answer<v1::ListContainerStatsResponse> {
+        super::list_container_stats::list_container_stats(self, &request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    type StreamContainerStatsStream = Chunks<v1::StreamContainerStatsResponse>;
+
+    async fn stream_container_stats(
+        &self,
+        request: Request<v1::StreamContainerStatsRequest>,
+    ) -> Answer<Self::StreamContainerStatsStream> {
+        Ok(Response::new(super::stream_container_stats::stream_container_stats(self, &request.into_inner())))
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<v1::PodSandboxStatsRequest>,
+    ) -> Answer<v1::PodSandboxStatsResponse> {
+        super::pod_sandbox_stats::pod_sandbox_stats(self, &request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<v1::ListPodSandboxStatsRequest>,
+    ) -> Answer<v1::ListPodSandboxStatsResponse> {
+        super::list_pod_sandbox_stats::list_pod_sandbox_stats(self, &request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    type StreamPodSandboxStatsStream = Chunks<v1::StreamPodSandboxStatsResponse>;
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        request: Request<v1::StreamPodSandboxStatsRequest>,
+    ) -> Answer<Self::StreamPodSandboxStatsStream> {
+        let request = request.into_inner();
+        Ok(Response::new(super::stream_pod_sandbox_stats::stream_pod_sandbox_stats(self, &request)))
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<v1::ListMetricDescriptorsRequest>,
+    ) -> Answer<v1::ListMetricDescriptorsResponse> {
+        Ok(Response::new(super::list_metric_descriptors::list_metric_descriptors(self)))
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::ListPodSandboxMetricsRequest>,
+    ) -> Answer<v1::ListPodSandboxMetricsResponse> {
+        super::list_pod_sandbox_metrics::list_pod_sandbox_metrics(self).await.map(Response::new)
+    }
+
+    type StreamPodSandboxMetricsStream = Chunks<v1::StreamPodSandboxMetricsResponse>;
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
+        Ok(Response::new(super::stream_pod_sandbox_metrics::stream_pod_sandbox_metrics(self)))
+    }
 
     not_yet! {
-        stream_pod_sandboxes: StreamPodSandboxesRequest => Self::StreamPodSandboxesStream;
-        stream_containers: StreamContainersRequest => Self::StreamContainersStream;
-        stream_container_stats: StreamContainerStatsRequest => Self::StreamContainerStatsStream;
-        stream_pod_sandbox_stats: StreamPodSandboxStatsRequest => Self::StreamPodSandboxStatsStream;
-        stream_pod_sandbox_metrics: StreamPodSandboxMetricsRequest => Self::StreamPodSandboxMetricsStream;
-        update_container_resources: UpdateContainerResourcesRequest => v1::UpdateContainerResourcesResponse;
-        exec: ExecRequest => v1::ExecResponse;
-        attach: AttachRequest => v1::AttachResponse;
-        port_forward: PortForwardRequest => v1::PortForwardResponse;
-        container_stats: ContainerStatsRequest => v1::ContainerStatsResponse;
-        list_container_stats: ListContainerStatsRequest => v1::ListContainerStatsResponse;
-        pod_sandbox_stats: PodSandboxStatsRequest => v1::PodSandboxStatsResponse;
-        list_pod_sandbox_stats: ListPodSandboxStatsRequest => v1::ListPodSandboxStatsResponse;
         checkpoint_container: CheckpointContainerRequest => v1::CheckpointContainerResponse;
         checkpoint_pod: CheckpointPodRequest => v1::CheckpointPodResponse;
         restore_pod: RestorePodRequest => v1::RestorePodResponse;
-        list_metric_descriptors: ListMetricDescriptorsRequest => v1::ListMetricDescriptorsResponse;
-        list_pod_sandbox_metrics: ListPodSandboxMetricsRequest => v1::ListPodSandboxMetricsResponse;
-        update_pod_sandbox_resources: UpdatePodSandboxResourcesRequest => v1::UpdatePodSandboxResourcesResponse;
     }
 }

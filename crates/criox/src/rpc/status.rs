@@ -9,9 +9,13 @@ use serde_json::json;
 
 use super::Services;
 
+
 pub(super) async fn status(services: &Services, verbose: bool) -> v1::StatusResponse {
     let context = services.lifecycle.context();
     let network = context.network.status();
+    let handlers = handlers(services).await;
+    // One answer for the node: that of pods which name no handler.
+    let default = handlers.iter().find(|handler| handler.name.is_empty()).and_then(|handler| handler.features);
     let conditions = vec![
         runtime_ready(services),
         condition("NetworkReady", network.ready, network.reason, network.message.clone()),
@@ -19,10 +23,10 @@ pub(super) async fn status(services: &Services, verbose: bool) -> v1::StatusResp
     v1::StatusResponse {
         status: Some(v1::RuntimeStatus { conditions }),
         info: if verbose { info(services) } else { BTreeMap::new() },
-        runtime_handlers: handlers(services).await,
+        runtime_handlers: handlers,
         features: Some(v1::RuntimeFeatures {
             supplemental_groups_policy: true,
-            user_namespaces_host_network: false,
+            user_namespaces_host_network: default.is_some_and(|features| features.user_namespaces),
             mount_options: true,
         }),
     }
@@ -49,8 +53,9 @@ async fn handlers(services: &Services) -> Vec<v1::RuntimeHandler> {
         let found = handler.features().await;
         let features = v1::RuntimeHandlerFeatures {
             recursive_read_only_mounts: found.recursive_read_only && context.node.recursive_read_only,
-            // Pods with user namespaces are refused by this version.
-            user_namespaces: false,
+            user_namespaces: found.user_namespaces
+                && found.idmapped_mounts
+                && context.node.idmapped_mounts,
         };
         if handler.name == default {
             answer.push(v1::RuntimeHandler { name: String::new(), features: Some(features) });
@@ -96,6 +101,12 @@ pub(crate) fn limits(services: &Services) -> Vec<String> {
         limits.push(
             "this machine mounts cgroup v1 and v2 at once (hybrid): crun refuses to run; boot with systemd.unified_cgroup_hierarchy=1 or use runc".into(),
         );
+    }
+    if !context.defaults.apparmor_missing.is_empty() {
+        limits.push(format!(
+            "{}: containers that name no AppArmor profile run without one, and those that ask for RuntimeDefault are refused",
+            context.defaults.apparmor_missing
+        ));
     }
     limits.extend(context.clamps.all());
     limits

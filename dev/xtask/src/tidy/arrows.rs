@@ -32,6 +32,11 @@ const RULES: &[Rule] = &[
         never: &["tokio", "tracing", "rustix", "libc", "hyper"],
     },
     Rule { name: "criox-monitor-api", may_see: &["criox-sys"], never: &["tonic", "hyper"] },
+    // Nor does it know a container.
+    Rule { name: "criox-systemd", may_see: &[], never: &["tonic", "hyper"] },
+    Rule { name: "criox-nri", may_see: &["criox-sys"], never: &["tonic", "hyper"] },
+    // It knows no container: whoever does implements its backend.
+    Rule { name: "criox-streaming", may_see: &[], never: &["tonic"] },
     Rule { name: "criox-image", may_see: &["criox-sys", "criox-config", "criox-store"], never: &["tonic"] },
     Rule { name: "criox-monitor", may_see: &["criox-sys", "criox-monitor-api"], never: ASYNC },
     Rule {
@@ -44,6 +49,9 @@ const RULES: &[Rule] = &[
             "criox-network",
             "criox-spec",
             "criox-monitor-api",
+            "criox-nri",
+            "criox-systemd",
+            "criox-streaming",
             "criox-image",
         ],
         never: &[],
@@ -57,12 +65,15 @@ const RULES: &[Rule] = &[
             "criox-store",
             "criox-network",
             "criox-spec",
+            "criox-streaming",
             "criox-image",
             "criox-lifecycle",
         ],
         never: &[],
     },
-    Rule { name: "testkit", may_see: &["criox-cri", "criox-sys"], never: &[] },
+    // Its tests play NRI plugins by the wire of criox-nri.
+    Rule { name: "testkit", may_see: &["criox-cri", "criox-nri", "criox-sys"], never: &[] },
+    Rule { name: "node", may_see: &[], never: ASYNC },
     Rule { name: "xtask", may_see: &[], never: ASYNC },
     Rule { name: "bench", may_see: &["criox-cri", "testkit"], never: &[] },
 ];
