@@ -425,6 +425,11 @@ signature_policy = "{dir}/policy.json"
 [crio.network]
 network_dir = "{dir}/net.d"
 plugin_dirs = ["{plugins}"]
+
+[crio.nri]
+nri_listen = "{dir}/nri.sock"
+nri_plugin_dir = "{dir}/nri-plugins"
+nri_plugin_config_dir = "{dir}/nri-config"
 "#
         );
         for (name, path) in &runtimes {

@@ -30,6 +30,7 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Registry {
     dir: TempDir,
+    storage: PathBuf,
     address: String,
     process: Option<Child>,
     authorization: Option<String>,
@@ -38,18 +39,25 @@ pub struct Registry {
 impl Registry {
     /// Starts one that anybody may use, on a free port of 127.0.0.1.
     pub fn start() -> Result<Self> {
-        Self::launch(false)
+        Self::launch(false, None)
+    }
+
+    /// The same with a storage that stays: a directory that another registry may serve afterwards.
+    pub fn start_in(storage: &Path) -> Result<Self> {
+        Self::launch(false, Some(storage))
     }
 
     /// Starts one that wants [`USER`] and [`PASSWORD`] (basic authentication) for everything.
     pub fn start_with_password() -> Result<Self> {
-        Self::launch(true)
+        Self::launch(true, None)
     }
 
-    fn launch(password: bool) -> Result<Self> {
+    fn launch(password: bool, storage: Option<&Path>) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("criox-registry-").tempdir()?;
+        let storage = storage.map_or_else(|| dir.path().join("data"), Path::to_owned);
         let mut registry = Self {
             dir,
+            storage,
             address: "127.0.0.1:0".to_owned(),
             process: None,
             authorization: password
@@ -69,8 +77,8 @@ impl Registry {
         self.stop();
         let path = self.dir.path();
         let mut config = format!(
-            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}/data}}, delete: {{enabled: true}}}}\nhttp: {{addr: '{}'}}\n",
-            path.display(),
+            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\nhttp: {{addr: '{}'}}\n",
+            self.storage.display(),
             self.address
         );
         if self.authorization.is_some() {
@@ -132,9 +140,8 @@ impl Registry {
     /// Where a blob lies in the storage, to be cut, spoilt or removed by a test.
     pub fn blob_path(&self, digest: &str) -> PathBuf {
         let hex = digest.trim_start_matches("sha256:");
-        self.dir
-            .path()
-            .join("data/docker/registry/v2/blobs/sha256")
+        self.storage
+            .join("docker/registry/v2/blobs/sha256")
             .join(hex.get(..2).unwrap_or(hex))
             .join(hex)
             .join("data")

@@ -1,6 +1,9 @@
 //! The real `crictl` against the daemon: each of its commands that a node's administrator uses, once, in the order of a
 //! pod's life.
 
+#[path = "crictl/streams.rs"]
+mod streams;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -10,7 +13,10 @@ use testkit::harness::skip;
 use testkit::{Daemon, Registry, Result, busybox_image, wait_for};
 
 fn main() -> ExitCode {
-    testkit::harness::run(&[("crictl walks through the life of a pod", walk)])
+    testkit::harness::run(&[
+        ("crictl walks through the life of a pod", walk),
+        ("crictl executes, attaches, forwards ports and updates, over both transports", streams::streams),
+    ])
 }
 
 /// `crictl` on one socket.
@@ -40,11 +46,15 @@ impl Crictl {
     }
 
     fn output(&self, args: &[&str]) -> Result<std::process::Output> {
+        Ok(self.command(args).output()?)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
         let endpoint = format!("unix://{}", self.socket.display());
         let mut command = Command::new(&self.program);
         command.arg("--config").arg(&self.config);
         command.args(["--runtime-endpoint", &endpoint, "--image-endpoint", &endpoint]).args(args);
-        Ok(command.output()?)
+        command
     }
 
     fn json(&self, args: &[&str]) -> Result<Value> {
@@ -63,7 +73,8 @@ fn walk() -> Result {
     let registry = Registry::start()?;
     let image = busybox_image()?.build()?;
     let reference = image.push(&registry, "crictl/busybox", "1")?;
-    let mut daemon = Daemon::builder().registry(&registry).start()?;
+    let stats = "[crio.stats]\nincluded_pod_metrics = [\"all\"]\n";
+    let mut daemon = Daemon::builder().registry(&registry).drop_in(stats).start()?;
     let crictl = Crictl::new(&daemon)?;
 
     let version = crictl.run(&["version"])?;
@@ -79,10 +90,13 @@ fn walk() -> Result {
     }
 
     images(&crictl, &reference, image.id())?;
+    let events = Following::begin(&crictl, &["events"], &daemon.dir().join("events"))?;
     let (pod, container) = pod(&crictl, &mut daemon, &reference)?;
     daemon.note(&pod);
     daemon.note(&container);
+    statistics(&crictl, &pod, &container)?;
     end(&crictl, &pod, &container)?;
+    events.wait_for_all(&pod, &container)?;
 
     crictl.run(&["rmi", &reference])?;
     assert_eq!(crictl.run(&["images", "-q"])?, "");
@@ -176,6 +190,73 @@ fn pod(crictl: &Crictl, daemon: &mut Daemon, reference: &str) -> Result<(String,
     let failed = crictl.output(&["exec", "-s", &container, "sh", "-c", "exit 4"])?;
     assert!(!failed.status.success());
     Ok((pod, container))
+}
+
+/// `stats`, `statsp`, `metricdescs`, `metricsp`.
+fn statistics(crictl: &Crictl, pod: &str, container: &str) -> Result {
+    let number =
+        |value: &Value| value["value"].as_str().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    let stats = crictl.json(&["stats", "-o", "json", "--id", container])?;
+    let entry = &stats["stats"][0];
+    assert_eq!(entry["attributes"]["id"], container, "{stats}");
+    assert!(number(&entry["cpu"]["usageCoreNanoSeconds"]) > 0, "{stats}");
+    assert!(number(&entry["memory"]["workingSetBytes"]) > 0, "{stats}");
+    let table = crictl.run(&["stats", "-s", "1"])?;
+    assert!(table.contains("main") && table.contains("CPU %"), "{table}");
+
+    let stats = crictl.json(&["statsp", "-o", "json", "--id", pod])?;
+    let entry = &stats["stats"][0];
+    assert_eq!(entry["attributes"]["id"], pod, "{stats}");
+    assert_eq!(entry["linux"]["containers"][0]["attributes"]["id"], container, "{stats}");
+    assert_eq!(entry["linux"]["network"]["defaultInterface"]["name"], "eth0", "{stats}");
+
+    let descriptors = crictl.json(&["metricdescs"])?;
+    let names = descriptors["descriptors"].as_array().ok_or("no descriptors")?;
+    assert!(names.iter().any(|entry| entry["name"] == "container_cpu_usage_seconds_total"), "{descriptors}");
+    let metrics = crictl.json(&["metricsp"])?;
+    let of_pod = &metrics["podMetrics"][0];
+    assert_eq!(of_pod["podSandboxId"], pod);
+    assert_eq!(of_pod["containerMetrics"][0]["containerId"], container);
+    Ok(())
+}
+
+/// A command that goes on, and writes what it gets to a file.
+struct Following {
+    process: std::process::Child,
+    output: PathBuf,
+}
+
+impl Following {
+    fn begin(crictl: &Crictl, args: &[&str], output: &Path) -> Result<Self> {
+        let file = std::fs::OpenOptions::new().create_new(true).append(true).open(output)?;
+        let process = crictl.command(args).stdout(file).spawn()?;
+        Ok(Self { process, output: output.to_owned() })
+    }
+
+    /// Waits for the container's whole life and the pod's end: crictl doesn't say when it has subscribed, but has for long
+    /// when the first of several other commands about the pod has ended.
+    fn wait_for_all(self, pod: &str, container: &str) -> Result {
+        let life: Vec<String> =
+            ["CREATED", "STARTED", "STOPPED", "DELETED"].map(|kind| format!("CONTAINER_{kind}_EVENT")).into();
+        wait_for("all events", std::time::Duration::from_secs(20), || {
+            let text = std::fs::read_to_string(&self.output)?;
+            let events = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
+            let events: Vec<Value> = events.filter_map(std::result::Result::ok).collect();
+            let kinds = |id: &str| -> Vec<&str> {
+                let of = events.iter().filter(|event| event["containerId"] == id);
+                of.filter_map(|event| event["containerEventType"].as_str()).collect()
+            };
+            Ok((kinds(container) == life && kinds(pod).ends_with(&[&life[2], &life[3]])).then_some(()))
+        })
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        // It has ended by itself, or is ended here.
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
 }
 
 fn end(crictl: &Crictl, pod: &str, container: &str) -> Result {

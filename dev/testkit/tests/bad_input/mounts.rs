@@ -33,10 +33,21 @@ fn sources(node: &Node) -> Result {
     check(bind("relative"), &[field, "relative"])?;
     check(bind(&format!("/{}", "x".repeat(5000))), &[field])?;
     let image = Some(ImageSpec { image: node.image.clone(), ..ImageSpec::default() });
+    check(Mount { image: image.clone(), host_path: String::new(), ..bind("") }, &["mounts[0].readonly"])?;
+    let volume = || Mount { image: image.clone(), readonly: true, ..bind("") };
+    let missing = ImageSpec { image: "localhost/no/such/image:1".to_owned(), ..ImageSpec::default() };
     check(
-        Mount { image, host_path: String::new(), ..bind("") },
-        &["mounts[0].image", "ImageVolumeMountFailed"],
+        Mount { image: Some(missing), ..volume() },
+        &["ImageVolumeMountFailed: config.mounts[0].image", "localhost/no/such/image:1"],
     )?;
+    let long = "x/".repeat(5000);
+    for path in ["../../etc", "/etc", "no/such/path", "bin/busybox/below", long.as_str()] {
+        check(
+            Mount { image_sub_path: path.to_owned(), ..volume() },
+            &["ImageVolumeMountFailed: config.mounts[0].image_sub_path"],
+        )?;
+    }
+    check(Mount { host_path: "/etc".to_owned(), ..volume() }, &["mounts[0].host_path"])?;
     let both = Mount { recursive_read_only: true, ..bind("/etc") };
     check(both, &["mounts[0]", "recursive_read_only"])?;
     still_works(node)

@@ -1,6 +1,7 @@
 //! Each runtime: those of the machine, and newer ones from the private root.
 
-use criox_cri::v1::{ContainerState, StatusRequest};
+use criox_cri::v1::{ContainerState, RuntimeHandlerFeatures, StatusRequest};
+use serde_json::Value;
 use testkit::daemon::peer;
 use testkit::harness::Test;
 use testkit::{Node, Result};
@@ -15,8 +16,53 @@ pub(crate) const TESTS: &[Test] = &[
     ("the newer crun runs a pod", || peer("crun").map_err(missing).and_then(|_| runs(&of_peer("crun")))),
     ("the newer runc runs a pod", || peer("runc").map_err(missing).and_then(|_| runs(&of_peer("runc")))),
     ("an unknown handler is refused, naming those that there are", || NODE.test(unknown)),
+    ("what Status says of a handler is what its runtime says of itself", || NODE.test(features)),
     ("Status lists each handler once, and the default also without a name", || NODE.test(listed)),
 ];
+
+/// Each handler's features are those that its own `features` tells, and the kernel has.
+fn features(node: &Node) -> Result {
+    let status = node.cri.call(node.cri.runtime().status(StatusRequest { verbose: false }))?;
+    let said = |name: &str| -> Result<RuntimeHandlerFeatures> {
+        let mut found = status.runtime_handlers.iter().filter(|handler| handler.name == name);
+        Ok(found
+            .next()
+            .and_then(|handler| handler.features)
+            .ok_or_else(|| format!("no features of {name:?}"))?)
+    };
+    assert_eq!(said("")?, said("crun")?, "the default is crun");
+    let mut asked = 0;
+    for name in ["crun", "runc"] {
+        asked += 1;
+        check_features(std::path::Path::new(name), &said(name)?)?;
+    }
+    for name in PEERS {
+        if let Ok(path) = peer(name) {
+            asked += 1;
+            check_features(&path, &said(&of_peer(name))?)?;
+        }
+    }
+    assert_eq!(asked + 1, status.runtime_handlers.len());
+    let features = status.features.ok_or("features of the runtime")?;
+    assert!(features.supplemental_groups_policy && features.mount_options);
+    // Never for a runtime that makes no user namespaces.
+    assert!(said("")?.user_namespaces || !features.user_namespaces_host_network);
+    Ok(())
+}
+
+fn check_features(program: &std::path::Path, said: &RuntimeHandlerFeatures) -> Result {
+    let output = std::process::Command::new(program).arg("features").output()?;
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let has =
+        |list: &Value, word: &str| list.as_array().is_some_and(|list| list.iter().any(|item| item == word));
+    let rro = has(&told["mountOptions"], "rro");
+    // Each kernel that these tests run on has it.
+    assert_eq!(said.recursive_read_only_mounts, rro, "{}", program.display());
+    let idmap = told["linux"]["mountExtensions"]["idmap"]["enabled"] == true;
+    let users = has(&told["linux"]["namespaces"], "user");
+    assert!(!said.user_namespaces || (idmap && users), "{}: {said:?}", program.display());
+    Ok(())
+}
 
 /// Runtimes in the private root of other programs.
 pub(crate) const PEERS: &[&str] = &["crun", "runc"];

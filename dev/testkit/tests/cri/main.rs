@@ -9,14 +9,23 @@
 //! | [`namespaces`] | what containers share with their pod, the node and each other |
 //! | [`files`] | what lies in a container: files of the pod, mounts, devices |
 //! | [`process`] | who a container's process is, and what it may |
+//! | [`security`] | what confines it |
+//! | [`devices`] | devices, and what a node's configuration gives to every container |
 //! | [`resources`] | cgroups and limits |
 //! | [`signals`] | how a container is stopped |
 //! | [`logs`] | the log format |
 //! | [`events`] | GetContainerEvents |
+//! | [`stats`] | statistics of containers and pods |
+//! | [`metrics`] | the same for Prometheus |
+//! | [`streams`] | lists as streams |
 //! | [`images`] | the image service |
 //! | [`socket`] | the socket itself: HTTP, mode, sizes, what is not there |
 //! | [`handlers`] | each runtime |
+//! | [`userns`] | pods with users of their own |
+//! | [`volumes`] | image volumes, recursive read-only mounts, options of mounts |
+//! | [`updates`] | changed limits |
 
+mod devices;
 mod events;
 mod files;
 mod handlers;
@@ -25,12 +34,19 @@ mod join;
 mod lifecycle;
 mod lists;
 mod logs;
+mod metrics;
 mod namespaces;
 mod pod;
 mod process;
 mod resources;
+mod security;
 mod signals;
 mod socket;
+mod stats;
+mod streams;
+mod userns;
+mod volumes;
+mod updates;
 
 use std::process::ExitCode;
 
@@ -48,7 +64,7 @@ static NODE: Shared = Shared::new(|| {
                 builder = builder.runtime(&handlers::of_peer(name), path);
             }
         }
-        builder.drop_in("[crio.runtime]\ndefault_ulimits = [\"nofile=1000:2000\"]\n").start()
+        builder.drop_in("[crio.stats]\nincluded_pod_metrics = [\"all\"]\n[crio.runtime]\ndefault_ulimits = [\"nofile=1000:2000\"]\n").start()
     })
 });
 
@@ -60,13 +76,21 @@ fn main() -> ExitCode {
         namespaces::TESTS,
         files::TESTS,
         process::TESTS,
+        security::TESTS,
+        devices::TESTS,
         resources::TESTS,
         signals::TESTS,
         logs::TESTS,
         events::TESTS,
         images::TESTS,
         socket::TESTS,
+        stats::TESTS,
+        metrics::TESTS,
+        streams::TESTS,
         handlers::TESTS,
+        userns::TESTS,
+        volumes::TESTS,
+        updates::TESTS,
     ];
-    testkit::harness::run_then(&modules.concat(), || NODE.finish())
+    testkit::harness::run_then(&modules.concat(), || NODE.finish().and_then(|()| devices::CONFIGURED.finish()))
 }

@@ -5,12 +5,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 
 use criox_cri::v1::{
-    self, CgroupDriver, ListPodSandboxRequest, PodSandboxFilter, RuntimeConfigRequest,
+    self, CgroupDriver, GetEventsRequest, ListPodSandboxRequest, PodSandboxFilter, RuntimeConfigRequest,
     UpdateRuntimeConfigRequest,
 };
 use serde_json::Value;
+use testkit::cri::Place;
 use testkit::harness::Test;
-use testkit::{Node, Result};
+use testkit::{Cri, Node, Result};
 use tonic::{Code, Status};
 
 use crate::NODE;
@@ -24,6 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
     }),
     ("anything else on HTTP/1 is an error and no more", || NODE.test(other_http)),
     ("a message of 80 MiB is accepted, a bigger one refused", || NODE.test(sizes)),
+    ("a client that never closes its connections keeps nobody out", || NODE.test(many_connections)),
     ("requests that are not there say so", || NODE.test(unimplemented)),
     ("Version and RuntimeConfig answer what the kubelet counts on", || NODE.test(version)),
 ];
@@ -45,6 +47,33 @@ fn http(node: &Node, request: &str) -> Result<(u16, String)> {
     let (head, body) = text.split_once("\r\n\r\n").ok_or("an HTTP answer")?;
     let status = head.split(' ').nth(1).ok_or("a status line")?.parse()?;
     Ok((status, body.to_owned()))
+}
+
+/// critest opens two connections for each of its specs, and keeps them all.
+fn many_connections(node: &Node) -> Result {
+    let connect = || {
+        let place = Place {
+            cgroup_parent: node.daemon.cgroup_parent().to_owned(),
+            logs: node.daemon.dir().join("logs"),
+        };
+        Cri::connect(&node.daemon.socket(), place, LIMIT)
+    };
+    let watcher = connect()?;
+    let mut events = watcher.call(watcher.runtime().get_container_events(GetEventsRequest {}))?;
+    let kept = (0..400)
+        .map(|_| {
+            let client = connect()?;
+            client.version()?;
+            Ok(client)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    // One that had to make room connects again without its user's knowledge; a stream of events is work, and stays.
+    kept[0].version()?;
+    let pod = Pod::run(node, "after-many")?;
+    let event =
+        watcher.call(async { events.message().await.map(tonic::Response::new) })?.ok_or("an event")?;
+    assert_eq!(event.container_id, pod.id);
+    Ok(())
 }
 
 fn mode(node: &Node) -> Result {

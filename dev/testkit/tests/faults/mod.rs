@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use criox_cri::v1::{ContainerState, PodSandboxState};
+use criox_cri::v1::{ContainerState, ImageSpec, Mount, PodSandboxState};
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -223,6 +223,16 @@ pub(crate) const STEPS: &[&str] = &[
     "remove image",
 ];
 
+/// The image as a volume of a container.
+pub(crate) fn image_volume(image: &str) -> Mount {
+    Mount {
+        container_path: "/volume".to_owned(),
+        readonly: true,
+        image: Some(ImageSpec { image: image.to_owned(), ..ImageSpec::default() }),
+        ..Mount::default()
+    }
+}
+
 impl Script {
     pub(crate) fn new(name: &str, image: &str) -> Self {
         Self { name: name.into(), image: image.into(), pod: None, container: None }
@@ -245,7 +255,9 @@ impl Script {
                 )?;
             }
             "create" => {
-                let container = cri.create(self.pod()?, &cri.container("c", &self.image, IDLE), &config)?;
+                let mut wanted = cri.container("c", &self.image, IDLE);
+                wanted.mounts = vec![image_volume(&self.image)];
+                let container = cri.create(self.pod()?, &wanted, &config)?;
                 keep(&mut self.container, container.clone())?;
                 let state = cri.status(&container)?.state();
                 expect(state == ContainerState::ContainerCreated, "the container is not created")?;
