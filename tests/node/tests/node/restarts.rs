@@ -1,0 +1,153 @@
+//! The service ended in every way, at any moment, and no pod lost.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use criox_cri::v1::{ContainerState, PodSandboxState};
+use testkit::harness::Test;
+use testkit::{Result, wait_for};
+
+use crate::guest::{self, Guest, LIMIT, SERVICE, property, sh};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("a restart of the service with its whole cgroup killed ends no container", || guest::test(restart)),
+    ("kill -9 of the daemon under systemd ends no container, and exits meanwhile are known", || {
+        guest::test(kill_nine)
+    }),
+    ("twelve pods are started while the service is restarted at random moments", || {
+        guest::test(|guest| storm(guest, 12))
+    }),
+];
+
+pub(crate) const LONG: &[Test] = &[("fifty pods are started while the service is restarted at random moments", || {
+    guest::test(|guest| storm(guest, 50))
+})];
+
+/// The start time of a container's first process tells it from any other.
+fn identity(guest: &Guest, container: &str) -> Result<String> {
+    let answer = guest.cri.exec(container, &["sh", "-c", "cut -d' ' -f22 /proc/1/stat"], 30)?;
+    Ok(String::from_utf8_lossy(&answer.stdout).into_owned())
+}
+
+fn restart(guest: &Guest) -> Result {
+    assert_eq!(property("criox", "KillMode")?, "control-group");
+    let pod = guest.service("restarted")?;
+    let before = identity(guest, &pod.container)?;
+    for _ in 0..3 {
+        sh("systemctl restart criox")?;
+        assert_eq!(identity(guest, &pod.container)?, before);
+        assert_eq!(guest.cri.pod_status(&pod.sandbox)?.state(), PodSandboxState::SandboxReady);
+    }
+    // Stopped hard, with everything that systemd counts as the service.
+    sh("systemctl kill --kill-whom all --signal KILL criox")?;
+    guest.answers()?;
+    assert_eq!(identity(guest, &pod.container)?, before);
+    Ok(())
+}
+
+fn kill_nine(guest: &Guest) -> Result {
+    let lives = guest.service("lives")?;
+    let before = identity(guest, &lives.container)?;
+    let ends = guest.cri.container("main", &guest.image, &["sh", "-c", "sleep 4; exit 5"]);
+    let ends = guest.run(&guest.pod("ends"), "", &ends)?;
+    sh("systemctl stop --no-block criox; kill -9 $(systemctl show --value --property MainPID criox); sleep 6")?;
+    sh("systemctl start criox")?;
+    guest.answers()?;
+    assert_eq!(identity(guest, &lives.container)?, before);
+    let status = guest.cri.wait_state(&ends.container, ContainerState::ContainerExited, LIMIT)?;
+    assert_eq!(status.exit_code, 5);
+    Ok(())
+}
+
+/// Starts pods as the kubelet does, which asks again until it is done, and ends the service meanwhile.
+fn storm(guest: &Guest, pods: usize) -> Result {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let ended = scope.spawn(|| -> Result<usize> {
+            let mut count = 0;
+            while !over.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(u64::from(random()?) * 12));
+                match count % 3 {
+                    0 => sh("systemctl restart criox")?,
+                    1 => sh("kill -9 $(systemctl show --value --property MainPID criox)")?,
+                    _ => sh("systemctl kill --kill-whom all --signal KILL criox")?,
+                };
+                count += 1;
+            }
+            Ok(count)
+        });
+        let started = (0..pods).try_for_each(|number| one_of_many(guest, &format!("storm-{number}")));
+        over.store(true, Ordering::Relaxed);
+        let count = ended.join().map_err(|_| "the thread that ends the service panicked")??;
+        started?;
+        guest.answers()?;
+        let running: Vec<_> = guest
+            .cri
+            .list(None)?
+            .into_iter()
+            .filter(|container| container.state() == ContainerState::ContainerRunning)
+            .collect();
+        assert_eq!(running.len(), pods, "after {count} ends of the service");
+        for container in &running {
+            let answer = guest.cri.exec(&container.id, &["true"], 60)?;
+            assert_eq!(answer.exit_code, 0);
+        }
+        assert!(count > 2, "the service was ended {count} times only");
+        Ok(())
+    })
+}
+
+/// Like the kubelet: looks what there is, and asks for what is missing.
+fn one_of_many(guest: &Guest, name: &str) -> Result {
+    let mut pod = guest.pod(name);
+    let until = Instant::now() + LIMIT * 5;
+    loop {
+        match attempt(guest, &mut pod, name) {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(error) if Instant::now() > until => return Err(format!("{name}: {error}").into()),
+            Err(_) => {}
+        }
+        wait_for("the service to answer", LIMIT, || Ok(guest.cri.version().ok().map(drop)))?;
+    }
+}
+
+fn attempt(guest: &Guest, pod: &mut criox_cri::v1::PodSandboxConfig, name: &str) -> Result<bool> {
+    let own: Vec<_> = guest
+        .cri
+        .list_pods()?
+        .into_iter()
+        .filter(|pod| pod.metadata.as_ref().is_some_and(|metadata| metadata.name == name))
+        .collect();
+    let metadata = |number: u32, metadata: Option<&criox_cri::v1::PodSandboxMetadata>| {
+        number.max(metadata.map_or(0, |metadata| metadata.attempt + 1))
+    };
+    let ready = own.iter().find(|pod| pod.state() == PodSandboxState::SandboxReady);
+    let sandbox = match ready {
+        Some(ready) => ready.id.clone(),
+        None => {
+            let attempt = own.iter().fold(0, |number, pod| metadata(number, pod.metadata.as_ref()));
+            pod.metadata.get_or_insert_default().attempt = attempt;
+            guest.cri.run_pod(pod)?
+        }
+    };
+    let containers = guest.cri.list(Some(&sandbox))?;
+    if containers.iter().any(|container| container.state() == ContainerState::ContainerRunning) {
+        return Ok(true);
+    }
+    let mut container = guest.cri.container("main", &guest.image, SERVICE);
+    let attempts = containers.iter().filter_map(|container| container.metadata.as_ref());
+    container.metadata.get_or_insert_default().attempt =
+        attempts.map(|metadata| metadata.attempt + 1).max().unwrap_or(0);
+    let container = guest.cri.create(&sandbox, &container, pod)?;
+    guest.cri.start(&container)?;
+    Ok(true)
+}
+
+/// A byte from the kernel.
+fn random() -> Result<u8> {
+    use std::io::Read as _;
+    let mut byte = [0];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut byte)?;
+    Ok(byte[0])
+}
