@@ -41,11 +41,11 @@ impl Ends {
     fn new(streams: Streams) -> io::Result<Self> {
         Ok(match streams {
             Streams::Pipes { stdin, stdout, stderr } => Self::Pipes {
-                stdin: stdin.map(Fd::new).transpose()?,
-                stdout: stdout.map(Fd::new).transpose()?,
-                stderr: stderr.map(Fd::new).transpose()?,
+                stdin: stdin.map(Fd::pipe).transpose()?,
+                stdout: stdout.map(Fd::pipe).transpose()?,
+                stderr: stderr.map(Fd::pipe).transpose()?,
             },
-            Streams::Terminal(fd) => Self::Terminal(Fd::new(fd)?),
+            Streams::Terminal(fd) => Self::Terminal(Fd::terminal(fd)?),
         })
     }
 }

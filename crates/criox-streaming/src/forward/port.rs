@@ -36,7 +36,7 @@ impl Forward {
             dialled = dial => dialled,
             () = gone(self.gone.clone()) => return,
         };
-        let connection = match dialled.map(Fd::new) {
+        let connection = match dialled.map(Fd::pipe) {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => return self.failed(&error.to_string()).await,
             Err(failure) => return self.failed(&failure.to_string()).await,

@@ -30,7 +30,7 @@ async fn the_end_of_stdin_is_passed_on_and_nothing_is_lost() {
     let mut client = Spdy::connect(&running.exec("stdin stdout", "cat"), "v4.channel.k8s.io").await;
     let streams = client.open_all("error stdin stdout").await;
     let sent = pattern(5_000_000);
-    let (mut read, mut write) = (Vec::new(), sent.chunks(70_000));
+    let mut write = sent.chunks(70_000);
     // As much as the process gives back before more is written: both directions are full at times.
     while let Some(piece) = write.next() {
         client.send(streams["stdin"], piece, write.len() == 0).await;
@@ -39,7 +39,7 @@ async fn the_end_of_stdin_is_passed_on_and_nothing_is_lost() {
         }
     }
     let client = client.finish().await;
-    read.extend_from_slice(client.bytes(streams["stdout"]));
+    let read = client.bytes(streams["stdout"]);
     assert!(read == sent, "{} of {} bytes", read.len(), sent.len());
     assert_eq!(client.text(streams["error"]), r#"{"status":"Success"}"#);
     running.stop().await;

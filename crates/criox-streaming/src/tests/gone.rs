@@ -4,7 +4,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{sleep, timeout};
 
 use super::client::{QUIET, Spdy, WebSocket, request};
-use super::{LIMIT, Running, reaches};
+use super::{LIMIT, Running, descriptors, is_alone, reaches, until};
 use crate::spdy::frame;
 use crate::websocket::frame::client_frame;
 
@@ -154,5 +154,32 @@ async fn half_a_request_is_not_waited_for_for_ever() {
     let mut answer = Vec::new();
     let read = tokio::io::AsyncReadExt::read_to_end(&mut silent, &mut answer);
     timeout(LIMIT, read).await.unwrap().unwrap();
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn sessions_of_every_kind_leave_nothing_behind() {
+    if !is_alone("tests::gone::sessions_of_every_kind_leave_nothing_behind").await {
+        return;
+    }
+    let running = Running::start().await;
+    let before = descriptors();
+    for n in 0..100 {
+        let client = WebSocket::connect(&running.exec("stdout", "echo on"), "v5.channel.k8s.io").await;
+        assert_eq!(client.finish().await.0[&1], b"on\n", "{n}");
+        let mut client = Spdy::connect(&running.exec("stdin stdout", "cat"), "v4.channel.k8s.io").await;
+        let streams = client.open_all("error stdin stdout").await;
+        client.send(streams["stdin"], b"on", true).await;
+        assert_eq!(client.finish().await.text(streams["stdout"]), "on");
+        // These leave: before their streams, while it starts, with a terminal, without a word.
+        drop(Spdy::connect(&running.exec("stdin stdout", "cat"), "v4.channel.k8s.io").await);
+        drop(WebSocket::connect(&running.exec_in("slow", "stdout", "cat"), "v4.channel.k8s.io").await);
+        let tty = running.exec("tty stdin stdout", "cat");
+        drop(WebSocket::connect(&tty, "v4.channel.k8s.io").await);
+        drop(tokio::net::TcpStream::connect(super::client::split(&tty).0).await.unwrap());
+    }
+    until("all descriptors to be closed", || descriptors() <= before).await;
+    let started = running.counts.started.load(std::sync::atomic::Ordering::SeqCst);
+    reaches("all processes to end", &running.counts.ended, started).await;
     running.stop().await;
 }

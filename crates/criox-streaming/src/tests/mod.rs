@@ -110,3 +110,22 @@ async fn until(what: &str, mut done: impl FnMut() -> bool) {
 fn pattern(length: usize) -> Vec<u8> {
     (0u32..).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).take(length).collect()
 }
+
+/// Descriptors that this process has open.
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// For tests that count what their process has open: runs the test of that name in a process of its own, and is true
+/// there.
+async fn is_alone(name: &str) -> bool {
+    const ALONE: &str = "CRIOX_STREAMING_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let mut alone = tokio::process::Command::new(std::env::current_exe().unwrap());
+    let done = alone.args(["--exact", name]).env(ALONE, "1").output().await.unwrap();
+    let text = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(done.status.success() && text.contains("1 passed"), "{text}");
+    false
+}

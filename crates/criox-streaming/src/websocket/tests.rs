@@ -149,9 +149,7 @@ fn base64_may_be_cut_between_groups() {
     assert_eq!(stdin, "hellohello");
     assert_eq!(all.last(), Some(&(4, "xy".to_owned())));
     for wrong in [&["0aGV"][..], &["0a"], &["0!!!!"], &["0eA==", "eA=="]] {
-        if wrong != ["0aGV"] {
-            assert_eq!(read(true, false, &[wrong]), Err("a message that is not base64"), "{wrong:?}");
-        }
+        assert_eq!(read(true, false, &[wrong]), Err("a message that is not base64"), "{wrong:?}");
     }
 }
 

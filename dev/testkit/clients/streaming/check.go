@@ -363,14 +363,14 @@ func checks(arguments []string) (int, error) {
 	if err != nil {
 		return 1, err
 	}
-	output, err := program.StdoutPipe()
+	answers, err := program.StdoutPipe()
 	if err != nil {
 		return 1, err
 	}
 	if err := program.Start(); err != nil {
 		return 1, err
 	}
-	s := &server{input, bufio.NewReader(output)}
+	s := &server{input, bufio.NewReader(answers)}
 	passed, failed := 0, 0
 	try := func(t transport, groups ...[]check) {
 		for _, group := range groups {
