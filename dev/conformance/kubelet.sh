@@ -1,7 +1,8 @@
 # A standalone kubelet on the node of node.sh. To be sourced after it, inside scripts/sandboxed.
 #
 #   kubelet_private KIND       hides what a kubelet writes to behind file systems that end with the namespace
-#   kubelet_configures KIND    writes its configuration; KIND is that of the socket: default or other
+#   kubelet_configures KIND    writes its configuration, with the lines of $kubelet_extra; KIND is that of the socket:
+#                              default or other
 #   kubelet_starts             and waits until it is healthy
 #   kubelet_says PATH          GET on its read-only port; kubelet_says_tls PATH on the other
 #   kubelet_statistics KIND    checks the summary and the metrics
@@ -71,16 +72,14 @@ makeIPTablesUtilChains: false
 resolvConf: $dir/resolv.conf
 evictionHard: {memory.available: 100Mi}
 imageGCHighThresholdPercent: 100
-containerLogMaxSize: 100Ki
-containerLogMaxFiles: 5
-containerLogMonitorInterval: 3s
+${kubelet_extra-}
 CONF
   if [ "$1" = other ]; then
     echo 'featureGates: {PodAndContainerStatsFromCRI: true}' >> "$dir/kubelet.yaml"
   fi
 }
 
-# A node that has an address: kubelet_starts [OPTION]...
+# kubelet_starts [OPTION]...
 kubelet_starts() {
   "$peers/bin/kubelet" --config "$dir/kubelet.yaml" --root-dir "$dir/kubelet" --cert-dir "$dir/pki" --hostname-override node1 --v=2 "$@" >> "$dir/kubelet.log" 2>&1 < /dev/null &
   kubelet=$!

@@ -7,9 +7,39 @@
 #   node_configures H        writes criox's configuration with H (crun or runc) as the default handler
 #   node_starts_criox        and waits until it answers
 #   node_stops               ends criox and the registry in order, and fails if something is left
+#
+# and for scripts that look at one thing after the other, a table ($table) and a verdict ($bad):
+#   checked WHAT STATUS [DETAIL]
+#   within SECONDS WHAT COMMAND...
 
 die() { echo "$name: $*" >&2; exit 1; }
 step() { printf '\n== %s\n' "$*"; }
+
+# What a script has found out so far, and whether something of it was wrong.
+table='' bad=0
+
+# One line of the table: checked WHAT STATUS [DETAIL]
+checked() {
+  local said=ok
+  [ "$2" = 0 ] || { said=FAILED; bad=1; }
+  table+=$(printf '%-6s  %s%s' $said "$1" "${3:+ ($3)}")$'\n'
+  printf '%-6s  %s%s\n' $said "$1" "${3:+ ($3)}"
+}
+
+# Asks until a command succeeds: within SECONDS WHAT COMMAND...
+within() {
+  local limit=$1 what=$2 start=$SECONDS said=''
+  shift 2
+  until said=$("$@" 2>&1); do
+    if [ $((SECONDS - start)) -ge "$limit" ]; then
+      checked "$what" 1 "not within $limit s: $(head -c 300 <<< "$said" | tr '\n' ' ')"
+      return 0
+    fi
+    sleep 0.3
+  done
+  [ "$said" != true ] || said=''
+  checked "$what" 0 "$(head -c 100 <<< "$said" | tr '\n' ' ')"
+}
 
 # The namespaces in which all of it runs. SysV memory too: critest leaves a segment behind.
 node_enters() { exec scripts/sandboxed --net unshare --ipc bash "$PWD/scripts/$name" --inside "$@"; }
