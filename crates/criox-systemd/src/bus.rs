@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use zbus::{OwnedObjectPath, Type};
 use zbus::{Connection, MatchRule, Message, MessageStream, connection::Builder};
+use zbus::{OwnedObjectPath, Type};
 
 use crate::error::Attempt;
 

@@ -111,7 +111,12 @@ impl Systemd {
                     return Err(late());
                 }
             };
-            tracing::debug!(unit, call, reason = lost, "the connection to systemd was lost; connecting again");
+            tracing::debug!(
+                unit,
+                call,
+                reason = lost,
+                "the connection to systemd was lost; connecting again"
+            );
             self.forget(&bus).await;
             if start.elapsed() >= AWAY.min(self.0.limit) {
                 return Err(SystemdError::Unreachable { tried: lost });

@@ -180,7 +180,11 @@ mod tests {
     #[test]
     fn an_answer_is_found_however_the_bytes_come() {
         for piece in [1, 2, 7, 1000] {
-            check(b"hello\nlate output of another\nt begin\nline\nlast\nt end 3\n", piece, ("line\nlast", Some(3)));
+            check(
+                b"hello\nlate output of another\nt begin\nline\nlast\nt end 3\n",
+                piece,
+                ("line\nlast", Some(3)),
+            );
             check(b"t begin\n\nt end 0\n", piece, ("", Some(0)));
             check(b"x end 1\n", piece, ("", None));
         }

@@ -67,7 +67,10 @@ impl Machine {
                 (machine.copy(&template.join("memory"))?, "on")
             }
         };
-        let memory = format!("memory-backend-file,id=memory,size={MEMORY},mem-path={},share={sharing}", memory.display());
+        let memory = format!(
+            "memory-backend-file,id=memory,size={MEMORY},mem-path={},share={sharing}",
+            memory.display()
+        );
         let mut qemu = machine.command(home, &template.join("root.img"), &memory, options.bound);
         qemu.args(["-snapshot", "-incoming", "defer"]);
         let mut process = machine.spawn(&mut qemu)?;
@@ -81,7 +84,8 @@ impl Machine {
 
     /// A machine that was started by somebody else.
     pub fn at(run: &Path) -> Result<Self> {
-        let machine = Self { run: fs::canonicalize(run).map_err(|_| format!("no machine in {}", run.display()))? };
+        let machine =
+            Self { run: fs::canonicalize(run).map_err(|_| format!("no machine in {}", run.display()))? };
         match machine.pid() {
             Some(_) => Ok(machine),
             None => Err(format!("no machine runs in {}", run.display()).into()),
@@ -149,7 +153,13 @@ impl Machine {
             .arg("-initrd")
             .arg(home.join("initrd"))
             .args(["-append", KERNEL])
-            .args(["-drive", &format!("if=none,id=root,file={},format=raw,cache=unsafe,discard=unmap,file.locking=off", disk.display())])
+            .args([
+                "-drive",
+                &format!(
+                    "if=none,id=root,file={},format=raw,cache=unsafe,discard=unmap,file.locking=off",
+                    disk.display()
+                ),
+            ])
             .args(["-device", "virtio-blk-pci,drive=root,addr=3"])
             .args(["-device", "virtio-rng-pci,addr=4"])
             .args(["-device", "virtio-serial-pci,addr=5,max_ports=8"])
@@ -157,8 +167,9 @@ impl Machine {
             .args(["-qmp", &format!("unix:{},server=on,wait=off", path("qmp"))]);
         for port in 0..PORTS {
             let socket = path(&format!("agent{port}"));
-            qemu.args(["-chardev", &format!("socket,id=agent{port},path={socket},server=on,wait=off")])
-                .args(["-device", &format!("virtserialport,chardev=agent{port},name=agent{port},nr={}", port + 1)]);
+            qemu.args(["-chardev", &format!("socket,id=agent{port},path={socket},server=on,wait=off")]).args(
+                ["-device", &format!("virtserialport,chardev=agent{port},name=agent{port},nr={}", port + 1)],
+            );
         }
         // A free place for the shared directory, which can't be there when the state is saved.
         qemu.args(["-device", "pcie-root-port,id=spare,addr=6,chassis=1"]);
@@ -213,7 +224,9 @@ impl Machine {
                 Some("running") => return Ok(()),
                 // As it was when it was saved.
                 Some("paused") => drop(qmp.command("cont", json!({}))?),
-                _ if Instant::now() > until => return Err(format!("the machine did not resume: {status}").into()),
+                _ if Instant::now() > until => {
+                    return Err(format!("the machine did not resume: {status}").into());
+                }
                 _ => std::thread::sleep(Duration::from_millis(10)),
             }
         }
@@ -236,7 +249,13 @@ impl Machine {
         }
         daemon
             .arg(format!("--socket-path={}", self.run.join("virtiofs").display()))
-            .args(["-o", &format!("source={}", directory.display()), "-o", "cache=auto", "--thread-pool-size=2"])
+            .args([
+                "-o",
+                &format!("source={}", directory.display()),
+                "-o",
+                "cache=auto",
+                "--thread-pool-size=2",
+            ])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -55,8 +55,11 @@ fn command(words: &[String]) -> Result<u8> {
     Ok(0)
 }
 
+/// An option's name and its value.
+type Given = (String, String);
+
 /// Options stand before the words that they don't belong to.
-fn options(words: &[String]) -> Result<(Vec<(String, String)>, Vec<&String>)> {
+fn options(words: &[String]) -> Result<(Vec<Given>, Vec<&String>)> {
     let mut options = Vec::new();
     let mut words = words.iter().peekable();
     while let Some(name) = words.peek().and_then(|word| word.strip_prefix("--")) {

@@ -35,7 +35,10 @@ pub fn make(home: &Path) -> Result<String> {
     let work = home.join("template.new");
     for old in [&to, &work] {
         if old.exists() {
-            #[expect(clippy::disallowed_methods, reason = "the tool's own directory, which no guest can change")]
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the tool's own directory, which no guest can change"
+            )]
             fs::remove_dir_all(old)?;
         }
     }
@@ -84,7 +87,9 @@ fn save(machine: &Machine, state: &Path) -> Result {
         match status["status"].as_str() {
             Some("completed") => break,
             Some("failed" | "cancelled") => return Err(format!("the guest was not saved: {status}").into()),
-            _ if Instant::now() > until => return Err(format!("the guest is still not saved: {status}").into()),
+            _ if Instant::now() > until => {
+                return Err(format!("the guest is still not saved: {status}").into());
+            }
             _ => std::thread::sleep(Duration::from_millis(20)),
         }
     }

@@ -39,12 +39,15 @@ pub(crate) fn test(test: fn(&Guest) -> Result) -> Result {
             None => slot.insert(Arc::new(Guest::new()?)).clone(),
         }
     };
-    let result = test(&guest);
-    if result.is_err() {
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(&guest)));
+    if !matches!(result, Ok(Ok(()))) {
         show_log();
     }
     let cleaned = clean(&guest);
-    result?;
+    match result {
+        Ok(result) => result?,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
     cleaned
 }
 
@@ -66,7 +69,9 @@ fn show_log() {
 impl Guest {
     fn new() -> Result<Self> {
         let dist = std::env::var("CRIOX_NODE_DIST")?;
-        sh(&format!("install -m 755 {dist}/criox {dist}/criox-monitor /usr/bin/ && ln -sf criox /usr/bin/crio"))?;
+        sh(&format!(
+            "install -m 755 {dist}/criox {dist}/criox-monitor /usr/bin/ && ln -sf criox /usr/bin/crio"
+        ))?;
         put("/etc/systemd/system/criox.service", UNIT)?;
         let registry = Registry::start()?;
         let image = busybox_image()?.build()?.push(&registry, "node/busybox", "1")?;
@@ -87,7 +92,12 @@ impl Guest {
     }
 
     /// A running pod and its running container.
-    pub(crate) fn run(&self, pod: &PodSandboxConfig, handler: &str, container: &ContainerConfig) -> Result<Ids> {
+    pub(crate) fn run(
+        &self,
+        pod: &PodSandboxConfig,
+        handler: &str,
+        container: &ContainerConfig,
+    ) -> Result<Ids> {
         let sandbox = self.cri.run_pod_as(pod, handler)?;
         let container = self.cri.create(&sandbox, container, pod)?;
         self.cri.start(&container)?;
@@ -128,12 +138,10 @@ fn clean(guest: &Guest) -> Result {
 }
 
 fn left(ids: &[String]) -> Result<Vec<String>> {
-    let found = sh(
-        "find /sys/fs/cgroup -type d -name 'crio-*' -printf 'cgroup %P\\n'; \
+    let found = sh("find /sys/fs/cgroup -type d -name 'crio-*' -printf 'cgroup %P\\n'; \
          systemctl list-units --all --plain --no-legend --full 'crio-*' | sed 's/^/unit /'; \
          sed 's/^/mount /' /proc/self/mountinfo; ip netns list | sed 's/^/netns /'; \
-         pgrep -a criox-monitor | sed 's/^/process /' || true",
-    )?;
+         pgrep -a criox-monitor | sed 's/^/process /' || true")?;
     let ours = |line: &&str| ids.iter().any(|id| line.contains(id.as_str()));
     Ok(found.lines().filter(ours).map(str::to_owned).collect())
 }

@@ -19,9 +19,10 @@ pub(crate) const TESTS: &[Test] = &[
     }),
 ];
 
-pub(crate) const LONG: &[Test] = &[("fifty pods are started while the service is restarted at random moments", || {
-    guest::test(|guest| storm(guest, 50))
-})];
+pub(crate) const LONG: &[Test] =
+    &[("fifty pods are started while the service is restarted at random moments", || {
+        guest::test(|guest| storm(guest, 50))
+    })];
 
 /// The start time of a container's first process tells it from any other.
 fn identity(guest: &Guest, container: &str) -> Result<String> {
@@ -50,7 +51,9 @@ fn kill_nine(guest: &Guest) -> Result {
     let before = identity(guest, &lives.container)?;
     let ends = guest.cri.container("main", &guest.image, &["sh", "-c", "sleep 4; exit 5"]);
     let ends = guest.run(&guest.pod("ends"), "", &ends)?;
-    sh("systemctl stop --no-block criox; kill -9 $(systemctl show --value --property MainPID criox); sleep 6")?;
+    sh(
+        "systemctl stop --no-block criox; kill -9 $(systemctl show --value --property MainPID criox); sleep 6",
+    )?;
     sh("systemctl start criox")?;
     guest.answers()?;
     assert_eq!(identity(guest, &lives.container)?, before);

@@ -43,7 +43,8 @@ fn own_profile(guest: &Guest) -> Result {
     let mut container = guest.cri.container("main", &guest.image, SERVICE);
     let context = container.linux.get_or_insert_default().security_context.get_or_insert_default();
     context.apparmor = Some(profile("node-deny"));
-    context.namespace_options.get_or_insert_default().network = NamespaceMode::Node.into();
+    let options = context.namespace_options.get_or_insert_default();
+    (options.network, options.pid) = (NamespaceMode::Node.into(), NamespaceMode::Container.into());
     let pod = guest.pod("denied");
     let ids = guest.run(&pod, "", &container)?;
     assert_eq!(exec(guest, &ids, "touch /allowed && touch /denied || echo refused")?, "refused");
@@ -57,15 +58,15 @@ fn own_profile(guest: &Guest) -> Result {
 
 fn user_namespace(guest: &Guest) -> Result {
     let map = || vec![IdMapping { host_id: 100_000, container_id: 0, length: 65_536 }];
-    let users =
-        || Some(UserNamespace { mode: NamespaceMode::Pod.into(), uids: map(), gids: map() });
+    let users = || Some(UserNamespace { mode: NamespaceMode::Pod.into(), uids: map(), gids: map() });
     for handler in ["crun", "runc"] {
         let mut pod = guest.cri.pod(&format!("users-{handler}"));
         let context = pod.linux.get_or_insert_default().security_context.get_or_insert_default();
         context.namespace_options.get_or_insert_default().userns_options = users();
         let mut container = guest.cri.container("main", &guest.image, SERVICE);
         let context = container.linux.get_or_insert_default().security_context.get_or_insert_default();
-        context.namespace_options.get_or_insert_default().userns_options = users();
+        let options = context.namespace_options.get_or_insert_default();
+        (options.userns_options, options.pid) = (users(), NamespaceMode::Container.into());
         let ids = guest.run(&pod, handler, &container)?;
         assert_eq!(exec(guest, &ids, "stat -c %u:%g /bin/busybox; id -u")?, "0:0\n0", "{handler}");
         assert_eq!(exec(guest, &ids, "cat /proc/self/uid_map | xargs")?, "0 100000 65536", "{handler}");

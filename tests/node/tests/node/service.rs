@@ -10,7 +10,9 @@ use crate::guest::{self, Guest, LIMIT, property, put, sh};
 pub(crate) const TESTS: &[Test] = &[
     ("the service is ready when it answers, and says what it does", || guest::test(ready)),
     ("a reload is over when the configuration has been read", || guest::test(reload)),
-    ("a daemon whose main loop hangs is ended by the watchdog, and its pods live on", || guest::test(watchdog)),
+    ("a daemon whose main loop hangs is ended by the watchdog, and its pods live on", || {
+        guest::test(watchdog)
+    }),
     ("a unit with the contents of CRI-O's runs the daemon as crio", || guest::test(crio_unit)),
 ];
 
@@ -100,7 +102,9 @@ fn crio_unit(guest: &Guest) -> Result {
         assert!(guest.is_running(&before.container)?);
         let ids = guest.service("crio")?;
         let scope = format!("crio-conmon-{}.scope", ids.sandbox);
-        wait_for("the monitor's scope", LIMIT, || Ok((property(&scope, "ActiveState")? == "active").then_some(())))?;
+        wait_for("the monitor's scope", LIMIT, || {
+            Ok((property(&scope, "ActiveState")? == "active").then_some(()))
+        })?;
         assert!(property(&scope, "After")?.split(' ').any(|unit| unit == "crio.service"));
         assert!(sh("journalctl --no-pager --output cat --unit crio")?.contains("DEBUG"));
         sh("systemctl reload crio && systemctl restart crio")?;
@@ -110,6 +114,8 @@ fn crio_unit(guest: &Guest) -> Result {
         Ok(())
     };
     let ran = run();
-    sh("systemctl stop crio; rm /etc/systemd/system/crio.service /etc/sysconfig/crio /usr/local/bin/crio*; systemctl daemon-reload")?;
+    sh(
+        "systemctl stop crio; rm /etc/systemd/system/crio.service /etc/sysconfig/crio /usr/local/bin/crio*; systemctl daemon-reload",
+    )?;
     ran
 }

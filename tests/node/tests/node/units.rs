@@ -53,7 +53,8 @@ fn monitors(guest: &Guest) -> Result {
     let processes = sh(&format!("pgrep --full -- '--sandbox-id {}'", ids.sandbox))?;
     assert_eq!(read(&group(&scope)?, "cgroup.procs")?, processes);
     let service = sh("systemctl show --value --property ControlGroup criox")?;
-    let in_service = sh(&format!("cat /sys/fs/cgroup{service}/cgroup.procs | xargs -I{{}} readlink /proc/{{}}/exe"))?;
+    let in_service =
+        sh(&format!("cat /sys/fs/cgroup{service}/cgroup.procs | xargs -I{{}} readlink /proc/{{}}/exe"))?;
     assert!(!in_service.contains("monitor"), "{in_service}");
     // Spare ones are units, too.
     wait_for("two spare monitors to be units", LIMIT, || {
@@ -65,7 +66,8 @@ fn monitors(guest: &Guest) -> Result {
 fn whole_lives(guest: &Guest) -> Result {
     for handler in ["crun", "runc"] {
         let pod = guest.cri.pod(handler);
-        let container = guest.cri.container("main", &guest.image, &["sh", "-c", "cat /etc/hello; exec sleep 1000"]);
+        let container =
+            guest.cri.container("main", &guest.image, &["sh", "-c", "cat /etc/hello; exec sleep 1000"]);
         let ids = guest.run(&pod, handler, &container)?;
         let address = guest.cri.pod_status(&ids.sandbox)?.network.ok_or("a network")?.ip;
         sh(&format!("ping -c 1 -W 10 {address}"))?;
