@@ -250,7 +250,9 @@ impl Client {
         let start = async {
             let mut pending = self.send(request::Verb::Exec(exec), fds).await?;
             match pending.next().await? {
-                (reply::Result::ExecStarted(started), terminal) => Ok(ExecCall { started, terminal, pending }),
+                (reply::Result::ExecStarted(started), terminal) => {
+                    Ok(ExecCall { started, terminal, pending })
+                }
                 _ => Err(CallError::Unexpected),
             }
         };

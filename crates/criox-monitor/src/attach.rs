@@ -147,8 +147,9 @@ impl Monitor {
         if self.attached.values().filter(|client| client.container == number).count() >= MAX_CLIENTS {
             return refused(format!("container {} has {MAX_CLIENTS} attached clients already", container.id));
         }
-        let internal =
-            |error: io::Error| failure(Kind::Internal, format!("could not take the client's streams: {error}"));
+        let internal = |error: io::Error| {
+            failure(Kind::Internal, format!("could not take the client's streams: {error}"))
+        };
         let client = match Attached::new(number, request, fds) {
             Ok(client) => client,
             Err(error) => return internal(error),

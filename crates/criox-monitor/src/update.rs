@@ -94,8 +94,9 @@ impl Monitor {
         if container.cgroup.trim_matches('/').is_empty() {
             return Err(failure(Kind::WrongState, format!("container {id} has no cgroup of its own")));
         }
-        let resources: Resources = serde_json::from_slice(&request.resources)
-            .map_err(|error| failure(Kind::Internal, format!("the resources are no OCI resources: {error}")))?;
+        let resources: Resources = serde_json::from_slice(&request.resources).map_err(|error| {
+            failure(Kind::Internal, format!("the resources are no OCI resources: {error}"))
+        })?;
         let saved = Saved::take(&self.cgroups, &container.cgroup, &resources);
         let document = self.args.run_dir.join(format!("update-{number}.json"));
         let change = Change { caller, request, resources, saved, document, refused: None };
@@ -104,7 +105,8 @@ impl Monitor {
 
     /// Lets the runtime write the new values, or the old ones once the new were refused.
     fn run_update(&mut self, number: u32, change: Change) -> Result<(), reply::Result> {
-        let container = self.containers.get_mut(&number).ok_or_else(|| not_found(&change.request.container_id))?;
+        let container =
+            self.containers.get_mut(&number).ok_or_else(|| not_found(&change.request.container_id))?;
         let back = change.refused.is_some();
         let bytes = if back { &change.request.previous } else { &change.request.resources };
         write_document(&change.document, bytes)
@@ -177,7 +179,8 @@ impl Monitor {
             if !path.exists() && limit.limit == 0 {
                 continue;
             }
-            put(&path, &limit.limit.to_string()).map_err(|error| format!("write {}: {error}", path.display()))?;
+            put(&path, &limit.limit.to_string())
+                .map_err(|error| format!("write {}: {error}", path.display()))?;
         }
         let Some(score) = change.request.oom_score_adj else { return Ok(()) };
         self.set_oom_score(cgroup, pid, score)
@@ -267,7 +270,10 @@ impl Saved {
                 if std::fs::read_to_string(path).is_ok_and(|now| now == *old) {
                     continue;
                 }
-                if let Err(error) = put(path, old.trim_end()) {
+                // With the container its group may have gone.
+                if let Err(error) = put(path, old.trim_end())
+                    && error.kind() != io::ErrorKind::NotFound
+                {
                     failed.push(format!("{}: {error}", path.display()));
                 }
             }

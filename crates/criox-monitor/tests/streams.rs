@@ -1,5 +1,7 @@
 //! Attached clients and terminals, with real containers.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod harness;
 
 use std::os::fd::OwnedFd;
@@ -227,7 +229,13 @@ fn a_terminal_is_attached_to() {
     assert!(matches!(pod.client.reply(request), reply::Result::Failure(_)));
     let mut join = || {
         let ((lease, their_lease), (ours, theirs)) = (socket::pair().unwrap(), socket::pair().unwrap());
-        let attach = proto::Attach { container_id: "c1".into(), stdin: true, stdout: true, stderr: false, terminal: true };
+        let attach = proto::Attach {
+            container_id: "c1".into(),
+            stdin: true,
+            stdout: true,
+            stderr: false,
+            terminal: true,
+        };
         let request = pod.client.send(Verb::Attach(attach), vec![their_lease, theirs]);
         assert!(matches!(pod.client.reply(request), reply::Result::Done(_)));
         (lease, ours)

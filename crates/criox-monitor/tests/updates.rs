@@ -1,6 +1,10 @@
 //! Changed limits, with real containers under each runtime.
 
-#![expect(clippy::print_stderr, reason = "names the runtime of a failed test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and names the runtime"
+)]
 
 mod harness;
 
@@ -66,7 +70,10 @@ fn limits_are_changed_all_at_once_up_and_down() {
             let result = update(&mut pod, &resources, None);
             assert!(matches!(result, reply::Result::Done(_)), "{result:?}");
             let now = all(&pod);
-            assert!(now[0] == bytes.to_string() && now[2].starts_with(&(20_000 + megabytes).to_string()), "{now:?}");
+            assert!(
+                now[0] == bytes.to_string() && now[2].starts_with(&(20_000 + megabytes).to_string()),
+                "{now:?}"
+            );
             assert_eq!(now[4], "0");
         }
         pod.delete("c1");
@@ -79,7 +86,9 @@ fn what_the_kernel_refuses_changes_nothing() {
         begin(&mut pod);
         let before = all(&pod);
         let wrong = serde_json::json!({"memory": {"limit": 128 << 20, "swap": 128 << 20}, "cpu": {"shares": 100, "quota": 30_000, "period": 100_000, "cpus": "4095"}});
-        let reply::Result::Failure(refused) = update(&mut pod, &wrong, None) else { panic!("it took {wrong}") };
+        let reply::Result::Failure(refused) = update(&mut pod, &wrong, None) else {
+            panic!("it took {wrong}")
+        };
         assert_eq!(refused.kind(), failure::Kind::Runtime, "{}", refused.message);
         assert_eq!(all(&pod), before, "{}", refused.message);
         // The score comes last, and takes the limits back with it.
@@ -96,7 +105,8 @@ fn what_the_kernel_refuses_changes_nothing() {
 fn a_score_goes_to_those_who_have_not_chosen_their_own() {
     each(|mut pod| {
         let first = begin(&mut pod);
-        let own = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap_or_default();
+        let own =
+            |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap_or_default();
         let until = std::time::Instant::now() + std::time::Duration::from_secs(5);
         while own(first).trim() != "123" || pod.procs("c1").len() < 3 {
             assert!(std::time::Instant::now() < until);
@@ -104,7 +114,8 @@ fn a_score_goes_to_those_who_have_not_chosen_their_own() {
         }
         let result = update(&mut pod, &serde_json::json!({}), Some(500));
         assert!(matches!(result, reply::Result::Done(_)), "{result:?}");
-        let mut scores: Vec<String> = pod.procs("c1").into_iter().map(|pid| own(pid).trim().to_owned()).collect();
+        let mut scores: Vec<String> =
+            pod.procs("c1").into_iter().map(|pid| own(pid).trim().to_owned()).collect();
         scores.sort();
         assert_eq!(scores, ["0", "500", "500"]);
         pod.delete("c1");

@@ -5,7 +5,6 @@
     clippy::print_stderr,
     reason = "a test fails by panicking and tells why it can't run"
 )]
-
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::io::Read;
