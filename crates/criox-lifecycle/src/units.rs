@@ -4,15 +4,22 @@
 //! own time limit, no pod. What systemd does not know, it leaves alone.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use criox_sys::cgroup::{Driver, slice_path};
-use criox_systemd::Scope;
+use criox_systemd::{Scope, Systemd};
+use tokio::time::timeout;
 
 use crate::context::Context;
 use crate::record::{ProcessIdentity, SandboxRecord};
 
 /// What the daemon is called where it is no service of systemd.
 const SERVICE: &str = "crio.service";
+/// What the end of an empty scope may cost a pod's removal.
+const END: Duration = Duration::from_secs(10);
+/// Between attempts to stop a scope that was not stopped in time, and how many there are.
+const AGAIN: Duration = Duration::from_secs(30);
+const ATTEMPTS: u32 = 20;
 
 /// Starts the slice of a pod if nobody has: the kubelet makes those of its pods, other callers rely on the runtime.
 pub(crate) async fn start_slice(context: &Context, sandbox: &SandboxRecord) {
@@ -67,6 +74,34 @@ pub(crate) fn adopt_monitor(
         let (context, sandbox) = (context.clone(), sandbox.clone());
         tokio::spawn(async move { adopt(&context, &sandbox, &group, monitor, "monitor").await });
     }
+}
+
+/// Stops the scopes of groups in which nothing runs any more; systemd removes the groups with them. It must be asked: a
+/// group that goes without its word can be made again for the unit, which then never ends.
+pub(crate) async fn end(context: &Context, groups: &[String]) {
+    if context.driver() != Driver::Systemd {
+        return;
+    }
+    for name in groups.iter().filter_map(|group| group.rsplit('/').next()) {
+        let late = || format!("it is not finished after {} s", END.as_secs());
+        let reason = match timeout(END, context.systemd.stop(name)).await {
+            Ok(Ok(())) => continue,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => late(),
+        };
+        tracing::warn!(unit = name, reason, "a scope that is over was not stopped; trying again later");
+        tokio::spawn(end_later(context.systemd.clone(), name.to_owned()));
+    }
+}
+
+async fn end_later(systemd: Systemd, unit: String) {
+    for _ in 0..ATTEMPTS {
+        tokio::time::sleep(AGAIN).await;
+        if systemd.stop(&unit).await.is_ok() {
+            return;
+        }
+    }
+    tracing::warn!(unit, "a scope that is over stays with systemd: stop it with systemctl stop");
 }
 
 /// The service that this process belongs to.

@@ -164,7 +164,8 @@ pub(crate) fn id_ranges(mappings: &[v1::IdMapping], field: &str) -> Result<Vec<o
             }
         }
     }
-    let sides: [(&str, fn(&v1::IdMapping) -> u32); 2] =
+    type First = fn(&v1::IdMapping) -> u32;
+    let sides: [(&str, First); 2] =
         [("the pod", |range| range.container_id), ("the node", |range| range.host_id)];
     for (side, first) in sides {
         let mut sorted: Vec<&v1::IdMapping> = mappings.iter().collect();

@@ -75,7 +75,9 @@ fn options(config: &Config, services: &str) -> Result<Options, StartError> {
     let port = match api.stream_port.parse() {
         Ok(port) => port,
         Err(_) if api.stream_port.is_empty() => 0,
-        Err(_) => port_of(&api.stream_port, services).ok_or_else(|| StartError::Port(api.stream_port.clone()))?,
+        Err(_) => {
+            port_of(&api.stream_port, services).ok_or_else(|| StartError::Port(api.stream_port.clone()))?
+        }
     };
     let files = api.stream_tls_cert.clone().zip(api.stream_tls_key.clone());
     let tls = files.filter(|_| api.stream_enable_tls).map(|(certificate, key)| Tls {

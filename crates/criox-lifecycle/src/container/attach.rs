@@ -28,7 +28,11 @@ pub(crate) fn check(record: &ContainerRecord, tty: bool) -> Result<()> {
 }
 
 /// Attaches.
-pub(crate) async fn attach(pod: &PodView, record: &ContainerRecord, request: &AttachRequest) -> Result<Process> {
+pub(crate) async fn attach(
+    pod: &PodView,
+    record: &ContainerRecord,
+    request: &AttachRequest,
+) -> Result<Process> {
     let object = format!("container {}", record.id);
     check(record, request.tty)?;
     let client = exec::connected(pod, record)?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use criox_cri::ids::{ContainerId, SandboxId};
 use criox_monitor_api::client::Client;
 use criox_monitor_api::proto::{self, failure, request};
+use criox_sys::cgroup::Driver;
 use tokio::time::Instant;
 
 use super::image_volume;
@@ -15,7 +16,7 @@ use crate::context::{Context, blocking};
 use crate::error::{Error, Result, failpoint};
 use crate::monitor;
 use crate::record::{ContainerPhase, SandboxRecord};
-use crate::userns;
+use crate::{units, userns};
 
 /// How long the runtime may take to delete.
 const DELETE: Duration = Duration::from_secs(60);
@@ -95,6 +96,10 @@ pub(crate) async fn delete_from_runtime(
                 return Ok(());
             }
             context.cgroups.kill_all(&cgroup, Duration::from_secs(10)).map_err(failed)?;
+            if context.driver() == Driver::Systemd {
+                // The group is systemd's, which removes it with its unit.
+                return Ok(());
+            }
             context.cgroups.remove(&cgroup, Duration::from_secs(5)).map_err(failed)
         }
     };
@@ -105,6 +110,7 @@ pub(crate) async fn delete_from_runtime(
         // Fail open on cleanup: what is left is a directory in the runtime's state, gone at the next boot.
         tracing::warn!(container = %id, error = error.chain(), "the runtime did not delete the container");
     }
+    units::end(context, &[expected_cgroup(context, sandbox, id)]).await;
     Ok(())
 }
 

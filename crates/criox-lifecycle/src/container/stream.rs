@@ -99,7 +99,8 @@ impl Control for ExecControl {
         let call = self.call.lock().unwrap_or_else(PoisonError::into_inner).take();
         Box::pin(async move {
             let call = call.ok_or_else(|| Failure::new("the end of the command was asked for twice"))?;
-            let finished = call.finished().await.map_err(|error| Failure::new(format!("{}: {error}", self.what)))?;
+            let finished =
+                call.finished().await.map_err(|error| Failure::new(format!("{}: {error}", self.what)))?;
             let guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(guard) = guard {
                 guard.disarm();

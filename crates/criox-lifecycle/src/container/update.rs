@@ -145,7 +145,8 @@ fn check_usage(context: &Context, record: &ContainerRecord, wanted: &oci::Resour
     };
     let file = if context.cgroups.is_v2() { "memory.current" } else { "memory.usage_in_bytes" };
     let Some(directory) = context.cgroups.dir("memory", &record.cgroup) else { return Ok(()) };
-    let usage = std::fs::read_to_string(directory.join(file)).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let usage =
+        std::fs::read_to_string(directory.join(file)).ok().and_then(|text| text.trim().parse::<u64>().ok());
     match usage {
         Some(usage) if limit < usage => Err(Error::new(
             crate::error::Kind::FailedPrecondition,
@@ -167,8 +168,7 @@ fn rewrite(
     let id = record.id.as_str();
     for directory in [context.store.container_run_dir(id), context.store.container_dir(id)] {
         let path = directory.map_err(|error| failed().because(error))?.join("config.json");
-        rewrite_one(&path, &change, score)
-            .map_err(|error| failed().because(error))?;
+        rewrite_one(&path, &change, score).map_err(|error| failed().because(error))?;
     }
     Ok(())
 }
@@ -223,7 +223,10 @@ mod tests {
         assert_eq!(merge(&old, &v1::LinuxContainerResources::default()), old);
         // The static CPU manager's request.
         let pinned = v1::LinuxContainerResources { cpuset_cpus: "3".into(), ..Default::default() };
-        assert_eq!(merge(&old, &pinned), v1::LinuxContainerResources { cpuset_cpus: "3".into(), ..old.clone() });
+        assert_eq!(
+            merge(&old, &pinned),
+            v1::LinuxContainerResources { cpuset_cpus: "3".into(), ..old.clone() }
+        );
         let new = v1::LinuxContainerResources {
             hugepage_limits: vec![huge("2MB", 3)],
             unified: [("memory.low".to_owned(), "5".to_owned())].into(),
@@ -257,7 +260,8 @@ mod tests {
 
     #[test]
     fn a_document_takes_in_what_changed() {
-        let mut spec = serde_json::json!({"memory": {"limit": 1, "swap": 1}, "devices": [1, 2], "pids": {"limit": -1}});
+        let mut spec =
+            serde_json::json!({"memory": {"limit": 1, "swap": 1}, "devices": [1, 2], "pids": {"limit": -1}});
         put(&mut spec, &serde_json::json!({"memory": {"limit": 5}, "hugepageLimits": [3], "devices": []}));
         let expected = serde_json::json!({"memory": {"limit": 5, "swap": 1}, "devices": [], "pids": {"limit": -1}, "hugepageLimits": [3]});
         assert_eq!(spec, expected);

@@ -25,7 +25,7 @@ use crate::sandbox;
 
 /// The end of a piece of work.
 pub(crate) enum Outcome {
-    SandboxCreated(Result<sandbox::run::Created>),
+    SandboxCreated(Box<Result<sandbox::run::Created>>),
     SandboxStopped(sandbox::stop::Stopped),
     SandboxRemoved(Result<()>),
     ContainerCreated(ContainerId, Box<Result<ContainerRecord>>),
@@ -40,7 +40,7 @@ pub(crate) enum Outcome {
 impl Task {
     pub(super) async fn settle(&mut self, outcome: Outcome) {
         match outcome {
-            Outcome::SandboxCreated(result) => self.sandbox_created(result).await,
+            Outcome::SandboxCreated(result) => self.sandbox_created(*result).await,
             Outcome::SandboxStopped(stopped) => self.sandbox_stopped(stopped).await,
             Outcome::SandboxRemoved(result) => self.sandbox_removed(&result).await,
             Outcome::ContainerCreated(id, result) => self.container_created(id, *result).await,
@@ -270,8 +270,8 @@ impl Task {
     async fn container_removed(&mut self, id: ContainerId, result: &Result<()>) {
         let Some(container) = self.containers.get_mut(&id) else { return };
         container.busy = None;
-        container.answer(result);
         if result.is_err() {
+            container.answer(result);
             // What changed while it was being removed was not written.
             let record = (*container.record).clone();
             self.keep_container(record).await;
@@ -279,11 +279,16 @@ impl Task {
         }
         let (claimed, log_path) = (container.record.claimed, container.record.log_path.clone());
         if claimed {
+            // With its last state, so before it is forgotten.
             self.send_event(id.to_string(), v1::ContainerEventType::ContainerDeletedEvent);
         }
-        self.containers.remove(&id);
+        let removed = self.containers.remove(&id);
         self.publish();
         self.context.nri.settled(id.as_str());
+        // No sooner: whoever has the answer finds it in no list.
+        if let Some(mut removed) = removed {
+            removed.answer(result);
+        }
         if !claimed {
             // Nobody was given it: its log must not decide the next attempt.
             log::forget(&log_path).await;

@@ -148,7 +148,7 @@ impl Task {
                 task.busy = Some(SandboxBusy::Creating);
                 let (context, record) = (task.context.clone(), task.sandbox.clone());
                 task.begin(Whose::Sandbox, async move {
-                    Outcome::SandboxCreated(sandbox::run::create(&context, &record, spare).await)
+                    Outcome::SandboxCreated(Box::new(sandbox::run::create(&context, &record, spare).await))
                 });
             }
             Start::Recovered { containers, connection } => {

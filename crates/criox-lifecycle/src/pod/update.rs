@@ -26,7 +26,8 @@ impl Task {
             return send(reply, Err(Error::no_container(id.as_str())));
         };
         if !matches!(container.record.phase, ContainerPhase::Created | ContainerPhase::Running) {
-            let message = format!("container {id} is neither created nor running: its limits can't be changed");
+            let message =
+                format!("container {id} is neither created nor running: its limits can't be changed");
             return send(reply, Err(Error::new(Kind::FailedPrecondition, message)));
         }
         // Each is measured against what the one before has left in force.

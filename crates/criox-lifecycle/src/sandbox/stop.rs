@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criox_monitor_api::client::Client;
+use criox_sys::cgroup::{CgroupError, Cgroups};
 use criox_sys::mount;
 use futures_util::future::join_all;
 
@@ -19,6 +20,7 @@ use crate::error::{Error, Result, failpoint};
 use crate::monitor;
 use crate::paths::Namespace;
 use crate::record::{SandboxPhase, SandboxRecord};
+use crate::units;
 
 /// What containers get that StopPodSandbox still finds running: the kubelet stops them before, with their own grace.
 pub(crate) const GRACE: Duration = Duration::from_secs(10);
@@ -111,17 +113,24 @@ pub(super) async fn end_monitor(
         kill_init(init);
     }
     monitor::end(client, sandbox.monitor, &object).await?;
-    let (context, sandbox) = (context.clone(), sandbox.clone());
-    blocking("removal of cgroups", &object.clone(), RELEASE, move || {
-        let groups = [run::group(&sandbox), monitor::cgroup(&context, &sandbox)?];
-        for group in groups {
-            let failed = |error| Error::failed(format!("cgroups of {object}")).because(error);
-            if context.cgroups.exists(&group) {
-                context.cgroups.kill_all(&group, DEATH).map_err(failed)?;
-                context.cgroups.remove(&group, DEATH).map_err(failed)?;
-            }
-        }
-        Ok(())
+    let groups = [run::group(sandbox), monitor::cgroup(context, sandbox)?];
+    end_groups(context, "end of what is left in cgroups", &object, groups.clone(), Cgroups::kill_all).await?;
+    units::end(context, &groups).await;
+    end_groups(context, "removal of cgroups", &object, groups, Cgroups::remove).await
+}
+
+/// Does one thing to each of the groups that are there.
+async fn end_groups(
+    context: &Arc<Context>,
+    stage: &'static str,
+    object: &str,
+    groups: [String; 2],
+    end: fn(&Cgroups, &str, Duration) -> std::result::Result<(), CgroupError>,
+) -> Result<()> {
+    let (context, what) = (context.clone(), format!("cgroups of {object}"));
+    blocking(stage, object, RELEASE, move || {
+        let mut present = groups.iter().filter(|group| context.cgroups.exists(group));
+        present.try_for_each(|group| end(&context.cgroups, group, DEATH)).map_err(|error| Error::failed(what).because(error))
     })
     .await
 }

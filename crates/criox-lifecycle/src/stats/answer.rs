@@ -103,6 +103,7 @@ impl Lifecycle {
         let context = self.context.clone();
         blocking("reading of cgroups", "statistics of pods", READING, move || {
             let mut reader = Reader::new(&context);
+            context.index.probes().note_heavy();
             let ready = views.iter().filter(|view| view.sandbox.phase == SandboxPhase::Ready);
             Ok(ready.map(|view| reader.pod(view)).collect())
         })

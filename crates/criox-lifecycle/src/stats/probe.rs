@@ -203,6 +203,7 @@ pub(crate) struct Probes {
     containers: Mutex<HashMap<ContainerId, Arc<ContainerProbe>>>,
     pods: Mutex<HashMap<SandboxId, Arc<PodProbe>>>,
     changed: Notify,
+    heavy: AtomicBool,
 }
 
 impl Probes {
@@ -221,6 +222,16 @@ impl Probes {
     /// Returns when a container has been created, or [`Probes::wake`] was called.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
+    }
+
+    /// Notes that an answer took megabytes, which the allocator keeps.
+    pub(super) fn note_heavy(&self) {
+        self.heavy.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether one did since the last question.
+    pub(super) fn take_heavy(&self) -> bool {
+        self.heavy.swap(false, Ordering::Relaxed)
     }
 
     /// Wakes whoever waits for a change.

@@ -67,4 +67,8 @@ fn note(context: &Context, collect: bool) {
     }
     // What has ended meanwhile must not be kept by what was read above.
     probes.keep_only(&context.index.pods());
+    if probes.take_heavy() {
+        // Answers of megabytes have been sent by now; a scrape a minute must not make them the daemon's size.
+        criox_sys::process::release_memory();
+    }
 }

@@ -57,6 +57,7 @@ impl Lifecycle {
             let groups = included(&context.config.stats.included_pod_metrics);
             let mut reader = Reader::new(&context);
             let ready = views.iter().filter(|view| view.sandbox.phase == SandboxPhase::Ready);
+            context.index.probes().note_heavy();
             Ok(ready.map(|view| pod(&context, &mut reader, view, &groups)).collect())
         })
         .await

@@ -25,7 +25,7 @@ pub(super) struct Processes {
 
 /// Looks at the processes in the container's cgroup and below it. Those that end meanwhile count as far as they were seen.
 pub(super) fn look(context: &Context, record: &ContainerRecord) -> Processes {
-    let processes = context.cgroups.procs(&record.cgroup).unwrap_or_default();
+    let processes = context.cgroups.procs_in("memory", &record.cgroup).unwrap_or_default();
     let mut sums = Processes { count: u64::try_from(processes.len()).unwrap_or(0), ..Processes::default() };
     for pid in processes.iter().take(PROCESSES) {
         descriptors(*pid, &mut sums);
