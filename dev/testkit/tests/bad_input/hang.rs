@@ -1,12 +1,15 @@
 //! Those who don't answer: everything hangs at once, each ends in its time with an error that names it, and everybody
 //! else is served meanwhile.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use criox_cri::v1::{ListContainersRequest, ListPodSandboxRequest, StatusRequest};
 use testkit::harness::Test;
-use testkit::{Behaviour, Node, Result};
+use testkit::{Behaviour, Node, Result, wait_for};
 
 use crate::{StandIns, refused, still_works, with_stand_ins};
 
@@ -47,8 +50,9 @@ fn all_hang(node: &Node, stand_ins: &StandIns) -> Result {
             refused(node.cri.run_pod(&node.cri.pod("hanging")), &["bridge", "60"])?;
             Ok(())
         });
+        let seen = scope.spawn(|| seen_from_its_cgroup_on(node, &running));
         // All are joined before any is judged: the one that serves others must be told to stop.
-        let joined = [pull, create, network].map(|hanging| hanging.join());
+        let joined = [pull, create, network, seen].map(|hanging| hanging.join());
         ended.store(true, Ordering::Relaxed);
         let served = served.join().expect("no panic");
         let outcomes = joined.map(|outcome| outcome.expect("no panic"));
@@ -63,6 +67,34 @@ fn all_hang(node: &Node, stand_ins: &StandIns) -> Result {
     assert_eq!(node.daemon.leftovers(), Vec::<String>::new());
     node.cri.pull(&node.image)?;
     still_works(node)
+}
+
+/// A runtime that is at work has made the container's cgroup, by which cAdvisor asks for the container, once.
+fn seen_from_its_cgroup_on(node: &Node, running: &str) -> Result {
+    let root = wait_for("the root of a container that is being created", Duration::from_secs(20), || {
+        for entry in std::fs::read_dir(node.daemon.root().join("overlay-containers"))?.flatten() {
+            let id = entry.file_name().to_string_lossy().into_owned();
+            if id.len() != 64 || id == running {
+                continue;
+            }
+            let mut stream = UnixStream::connect(node.daemon.socket())?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.write_all(
+                format!("GET /containers/{id} HTTP/1.1\r\nHost: crio\r\nConnection: close\r\n\r\n")
+                    .as_bytes(),
+            )?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            let body = answer.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
+            let body: serde_json::Value = serde_json::from_str(body)?;
+            if body["root"].as_str().is_some_and(|root| !root.is_empty()) && body["name"] == "hanging" {
+                return Ok(body["root"].as_str().map(PathBuf::from));
+            }
+        }
+        Ok(None)
+    })?;
+    assert!(root.join("etc/hello").exists(), "{}", root.display());
+    Ok(())
 }
 
 /// Asks all that a kubelet asks in between, until told to stop.

@@ -175,6 +175,12 @@ fn never_ran(node: &Node) -> Result {
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     assert_eq!(node.cri.status(&stopped)?.state(), ContainerState::ContainerExited);
     refused(node.cri.status(&removed), Code::NotFound)?;
+    // The answer comes after the container has left the lists, every time.
+    for _ in 0..20 {
+        let removed = pod.create(&pod.shell("c", "true"))?;
+        node.cri.remove(&removed)?;
+        assert!(node.cri.list(None)?.iter().all(|container| container.id != removed));
+    }
     Ok(())
 }
 

@@ -14,6 +14,9 @@ use crate::pod::{LIMIT, Pod, SERVICE, refused};
 pub(crate) const TESTS: &[Test] = &[
     ("each line has its time, stream and tag, and every byte of the content", || NODE.test(format)),
     ("a line that is too long, or never ended, comes in parts", || NODE.test(partial)),
+    ("lines of a megabyte, from both streams at once and with the log reopened meanwhile, are whole", || {
+        NODE.test(megabytes)
+    }),
     ("a log that was renamed is reopened without losing a line", || NODE.test(reopen)),
     ("the log of what doesn't run is not reopened, and no file is made", || NODE.test(reopen_exited)),
     ("a container that is shown as exited has its whole log on disk", || NODE.test(complete)),
@@ -102,6 +105,56 @@ fn partial(node: &Node) -> Result {
     }
     assert_eq!(lines, [vec![b'x'; 50000], b"short".to_vec(), b"beginend".to_vec(), Vec::new()]);
     assert!(of(&records, "stdout").contains(&("P", &b"begin"[..])), "a prompt is shown before its line ends");
+    Ok(())
+}
+
+/// Lines of a megabyte; `$CRIOX_TEST_LOG_LINES` of them from each stream (a thousand are a log of two gigabytes).
+fn megabytes(node: &Node) -> Result {
+    const LINE: usize = 1 << 20;
+    let lines: usize =
+        std::env::var("CRIOX_TEST_LOG_LINES").ok().and_then(|text| text.parse().ok()).unwrap_or(50);
+    let pod = Pod::without_network(node, "megabytes")?;
+    let write = |letter: char| {
+        format!(
+            "i=0; while [ $i -lt {lines} ]; do head -c {LINE} /dev/zero | tr '\\0' {letter}; echo; i=$((i + 1)); done"
+        )
+    };
+    let script = format!("({}) & ({}) >&2 & wait", write('o'), write('e'));
+    let id = pod.start(&pod.shell("c", &script))?;
+    let path = node.cri.status(&id)?.log_path;
+    let mut files = Vec::new();
+    for n in 0..3 {
+        let renamed = format!("{path}.{n}");
+        wait_for("something to be written", LIMIT, || Ok((fs::metadata(&path)?.len() > 0).then_some(())))?;
+        fs::rename(&path, &renamed)?;
+        files.push(renamed);
+        let request = ReopenContainerLogRequest { container_id: id.clone() };
+        if node.cri.call(node.cri.runtime().reopen_container_log(request)).is_err() {
+            // It has ended: what is written goes where it went.
+            break;
+        }
+    }
+    let patience = LIMIT + std::time::Duration::from_secs(lines as u64);
+    assert_eq!(node.cri.wait_state(&id, ContainerState::ContainerExited, patience)?.exit_code, 0);
+    files.push(path);
+    let mut ends = [(0, 0), (0, 0)];
+    // The last one may have got nothing any more.
+    for file in files.iter().filter(|file| fs::metadata(file).is_ok_and(|metadata| metadata.len() > 0)) {
+        for record in records(&fs::read(file)?)? {
+            let (stream, letter) = if record.stream == "stdout" { (0, b'o') } else { (1, b'e') };
+            assert!(
+                record.content.iter().all(|byte| *byte == letter),
+                "a record holds the other stream's bytes"
+            );
+            let (whole, part): &mut (usize, usize) = &mut ends[stream];
+            *part += record.content.len();
+            if record.tag == "F" {
+                assert_eq!(*part, LINE, "line {whole} of {}", record.stream);
+                (*whole, *part) = (*whole + 1, 0);
+            }
+        }
+    }
+    assert_eq!(ends, [(lines, 0), (lines, 0)]);
     Ok(())
 }
 

@@ -110,6 +110,8 @@ fn containers(node: &Node) -> Result {
     let (status, body) = get(node, &format!("/containers/{}", pod.id))?;
     assert_eq!(status, 200);
     assert_eq!(body["labels"]["io.kubernetes.container.name"], "POD");
+    let layer = body["root"].as_str().map(|root| std::path::Path::new(root).join("diff"));
+    assert!(layer.is_some_and(|layer| layer.is_dir()), "cAdvisor measures it: {body}");
     let pid = body["pid"].as_u64().ok_or("a pid")?;
     let network = std::fs::read_link(format!("/proc/{pid}/ns/net"))?;
     assert_eq!(

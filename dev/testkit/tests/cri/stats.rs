@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Command;
 
 use criox_cri::v1::{
     ContainerStats, ContainerStatsFilter, ContainerStatsRequest, LinuxContainerResources,
@@ -9,7 +10,7 @@ use criox_cri::v1::{
     PodSandboxStatsRequest, UInt64Value,
 };
 use testkit::harness::Test;
-use testkit::{Node, Result, wait_for};
+use testkit::{Daemon, Node, Registry, Result, busybox_image, wait_for};
 use tonic::Code;
 
 use crate::NODE;
@@ -24,6 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("lists of statistics hold what runs and passes the filter", || NODE.test(lists)),
     ("statistics of what doesn't run have attributes, of what is unknown NotFound", || NODE.test(absent)),
     ("descriptors of a container and its network are closed when they end", || NODE.test(descriptors)),
+    ("the daemon's limit of open files is raised, and what runs in pods keeps the old one", open_file_limit),
 ];
 
 pub(crate) fn container_stats(node: &Node, id: &str) -> Result<ContainerStats> {
@@ -323,4 +325,35 @@ fn descriptors(node: &Node) -> Result {
     wait_for("the pod's network namespace to be let go", LIMIT, || {
         Ok((open_files(node, "/net/dev")? == devs).then_some(()))
     })
+}
+
+fn open_file_limit() -> Result {
+    let registry = Registry::start()?;
+    let image = busybox_image()?.build()?.push(&registry, "limits/busybox", "1")?;
+    let mut daemon = Daemon::builder().registry(&registry).start()?;
+    daemon.terminate()?;
+    let usual = daemon.command();
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "ulimit -Sn 900 && exec \"$0\" \"$@\""])
+        .arg(usual.get_program())
+        .args(usual.get_args());
+    for (name, value) in usual.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    daemon.start_with(command)?;
+    let cri = daemon.cri()?;
+    cri.pull(&image)?;
+    let (_, container) = cri.run("limits", &image, &["sleep", "1000"])?;
+    let inside = cri.exec(&container, &["sh", "-c", "ulimit -Sn"], 20)?;
+    assert_eq!(String::from_utf8(inside.stdout)?.trim_end(), "900");
+    let pid = daemon.pid().ok_or("the daemon runs")?;
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).ok_or("a limit")?;
+    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+    assert_eq!(fields.get(3), fields.get(4), "the soft limit is the hard one");
+    daemon.finish()
 }

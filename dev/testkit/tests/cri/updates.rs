@@ -39,7 +39,8 @@ fn limit(node: &Node, id: &str, controller: &str, file: &str) -> Result<String> 
     if !hierarchy.exists() {
         return Err(skip("this machine has no cgroup v1 hierarchies"));
     }
-    let group = hierarchy.join(node.daemon.cgroup_parent().trim_start_matches('/')).join(format!("crio-{id}"));
+    let group =
+        hierarchy.join(node.daemon.cgroup_parent().trim_start_matches('/')).join(format!("crio-{id}"));
     Ok(std::fs::read_to_string(group.join(file))?.trim().to_owned())
 }
 
@@ -77,7 +78,12 @@ fn first() -> LinuxContainerResources {
 }
 
 fn reported(node: &Node, id: &str) -> Result<LinuxContainerResources> {
-    Ok(node.cri.status(id)?.resources.and_then(|resources| resources.linux).ok_or("resources are reported")?)
+    Ok(node
+        .cri
+        .status(id)?
+        .resources
+        .and_then(|resources| resources.linux)
+        .ok_or("resources are reported")?)
 }
 
 fn changes(node: &Node) -> Result {
@@ -138,7 +144,8 @@ fn all_or_nothing(node: &Node) -> Result {
 fn usage(node: &Node) -> Result {
     let pod = Pod::without_network(node, "update-usage")?;
     // A script of 20 MB in the shell's memory.
-    let mut config = pod.shell("c", "x=$(dd if=/dev/zero bs=1M count=20 2>/dev/null | tr '\\0' x); echo up; sleep 600; true");
+    let mut config = pod
+        .shell("c", "x=$(dd if=/dev/zero bs=1M count=20 2>/dev/null | tr '\\0' x); echo up; sleep 600; true");
     config.linux.get_or_insert_default().resources = Some(first());
     let id = pod.up(&config)?;
     let little = LinuxContainerResources { memory_limit_in_bytes: 13 << 20, ..Default::default() };
@@ -177,7 +184,10 @@ fn fields(node: &Node) -> Result {
         (LinuxContainerResources { cpu_quota: -7, ..Default::default() }, "linux.cpu_quota"),
         (LinuxContainerResources { cpuset_cpus: "x".into(), ..Default::default() }, "linux.cpuset_cpus"),
         (LinuxContainerResources { oom_score_adj: 1001, ..Default::default() }, "linux.oom_score_adj"),
-        (LinuxContainerResources { memory_limit_in_bytes: 1, ..Default::default() }, "linux.memory_limit_in_bytes"),
+        (
+            LinuxContainerResources { memory_limit_in_bytes: 1, ..Default::default() },
+            "linux.memory_limit_in_bytes",
+        ),
         (
             LinuxContainerResources { memory_swap_limit_in_bytes: 99, ..Default::default() },
             "linux.memory_swap_limit_in_bytes",

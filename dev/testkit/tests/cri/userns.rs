@@ -183,15 +183,23 @@ fn writable_layer(node: &Node, id: &str) -> Result<PathBuf> {
     Ok(Path::new(root).parent().ok_or("a layer")?.join("diff"))
 }
 
+/// Where nobody but the node's root may go, as on a node.
 fn volume(node: &Node, name: &str) -> Result<PathBuf> {
-    let dir = node.daemon.dir().join(name);
+    let parent = node.daemon.dir().join("kubelet");
+    let dir = parent.join(name);
     fs::create_dir_all(&dir)?;
+    fs::set_permissions(&parent, fs::Permissions::from_mode(0o700))?;
     for (file, owner) in [("root", 0), ("user", 1000)] {
         let path = dir.join(file);
         put(&path, "from the node\n")?;
         chown(&path, Some(owner), Some(owner))?;
     }
     Ok(dir)
+}
+
+#[expect(clippy::disallowed_methods, reason = "no container that could change it runs any more")]
+fn remove_volumes(node: &Node) -> Result {
+    Ok(fs::remove_dir_all(node.daemon.dir().join("kubelet"))?)
 }
 
 #[expect(clippy::disallowed_methods, reason = "a file in the test's own directory")]
@@ -230,7 +238,8 @@ fn volumes(node: &Node, handler: &str) -> Result {
     assert_eq!(fs::read_to_string(dir.join("root"))?, "last words\n");
     let written = pod.exec(&id, "touch /ro/new").err().ok_or("a read-only mount was written")?.to_string();
     assert!(written.contains("Read-only"), "{written}");
-    fs::remove_dir_all(dir)?;
+    node.cri.remove(&id)?;
+    remove_volumes(node)?;
     Ok(())
 }
 
@@ -445,7 +454,7 @@ fn bad_volume(node: &Node) -> Result {
     let message = refused(node.cri.create(&pod.id, &config, &pod.config), Code::FailedPrecondition)?;
     assert!(message.contains("mounts[1].uidMappings") && message.contains("/sys/kernel"), "{message}");
     assert!(node.cri.list(None)?.is_empty());
-    fs::remove_dir_all(node.daemon.dir().join("good-volume"))?;
+    remove_volumes(node)?;
     Ok(())
 }
 

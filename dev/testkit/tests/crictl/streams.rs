@@ -84,13 +84,18 @@ fn exec(crictl: &Crictl, id: &str, transport: &str) -> Result {
     assert!(err.contains("err\n") && err.contains("exit code 7"), "{transport}: {err}");
     assert!(!output.status.success(), "{transport}");
 
-    let mut command = crictl.command(&["exec", "--transport", transport, "-i", id, "sh", "-c", "cat; echo over"]);
+    let mut command =
+        crictl.command(&["exec", "--transport", transport, "-i", id, "sh", "-c", "cat; echo over"]);
     let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut stdin = process.stdin.take().ok_or("a pipe")?;
     stdin.write_all(&[b'x'; 300_000])?;
     drop(stdin);
     let output = process.wait_with_output()?;
-    assert!(output.status.success() && output.stdout.len() == 300_000 + 5, "{transport}: {}", output.stdout.len());
+    assert!(
+        output.status.success() && output.stdout.len() == 300_000 + 5,
+        "{transport}: {}",
+        output.stdout.len()
+    );
     Ok(())
 }
 
@@ -151,8 +156,9 @@ fn port_forward(crictl: &Crictl, pod: &str, transport: &str) -> Result {
 }
 
 fn forwarded(stdout: impl Read) -> Result {
-    let mut line = String::new();
-    BufReader::new(stdout).read_line(&mut line)?;
+    let (mut line, mut stdout) = (String::new(), BufReader::new(stdout));
+    // It goes on saying something, and must be able to.
+    stdout.read_line(&mut line)?;
     let address = line.split(' ').find(|word| word.starts_with("127.0.0.1:")).ok_or_else(|| line.clone())?;
     for _ in 0..20 {
         let mut stream = TcpStream::connect(address)?;
@@ -169,7 +175,10 @@ fn update(crictl: &Crictl, id: &str) -> Result {
     crictl.run(&["update", "--cpu-share", "333", "--memory", "67108864", id])?;
     let inspected = crictl.json(&["inspect", id])?;
     let limits = &inspected["status"]["resources"]["linux"];
-    assert_eq!((limits["cpuShares"].as_str(), limits["memoryLimitInBytes"].as_str()), (Some("333"), Some("67108864")));
+    assert_eq!(
+        (limits["cpuShares"].as_str(), limits["memoryLimitInBytes"].as_str()),
+        (Some("333"), Some("67108864"))
+    );
     let failed = crictl.output(&["update", "--cpuset-cpus", "4095", id])?;
     assert!(!failed.status.success());
     Ok(())

@@ -87,6 +87,8 @@ fn logger() -> Result {
     node.daemon.kill()?;
     node.daemon.start()?;
     node.cri = node.daemon.cri()?;
+    // The first answer comes after it.
+    node.cri.version()?;
     assert_eq!(synchronized(&report, "pods")?, [kept.0]);
     assert_eq!(synchronized(&report, "containers")?, [kept.1]);
     node.daemon.finish()
@@ -150,6 +152,6 @@ fn injector() -> Result {
         Ok(linux.is_some_and(|linux| linux.cpu_shares == 333).then_some(()))
     })?;
     drop(plugin);
-    Command::new("umount").arg(link).status()?;
+    Command::new("umount").arg("-l").arg(link).status()?;
     node.daemon.finish()
 }

@@ -17,9 +17,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("clients that go away at every moment leave nothing", || NODE.test(abrupt)),
     ("a thousand short execs leave no descriptor, process or cgroup", || NODE.test(thousand)),
     ("an attached client that reads nothing holds up neither log nor stop", || NODE.test(stuck)),
-    ("sessions end with a killed daemon, containers don't; the next serves new ones and knows the limits", || {
-        daemon_killed()
-    }),
+    (
+        "sessions end with a killed daemon, containers don't; the next serves new ones and knows the limits",
+        || daemon_killed(),
+    ),
 ];
 
 /// Processes of a container, seen from the node.
@@ -104,9 +105,8 @@ fn groups(node: &Node, id: &str) -> Result<usize> {
     }
     for hierarchy in looked {
         let group = hierarchy.join(parent).join(&name);
-        left += std::fs::read_dir(group).map_or(0, |entries| {
-            entries.flatten().filter(|entry| entry.path().is_dir()).count()
-        });
+        left += std::fs::read_dir(group)
+            .map_or(0, |entries| entries.flatten().filter(|entry| entry.path().is_dir()).count());
     }
     Ok(left)
 }
@@ -162,10 +162,8 @@ fn daemon_killed() -> Result {
     let script = "while read line; do echo got $line; done; echo over";
     let id = run(&cri, &image, "ends-daemon", script, |config| {
         (config.stdin, config.stdin_once) = (true, true);
-        config.linux.get_or_insert_default().resources = Some(LinuxContainerResources {
-            cpu_shares: 300,
-            ..Default::default()
-        });
+        config.linux.get_or_insert_default().resources =
+            Some(LinuxContainerResources { cpu_shares: 300, ..Default::default() });
     })?;
     update(&cri, &id, 400)?;
     let attach = AttachRequest { container_id: id.clone(), stdin: true, stdout: true, ..Default::default() };
@@ -175,7 +173,8 @@ fn daemon_killed() -> Result {
     let shell = ExecRequest { tty: true, stdin: true, stderr: false, ..exec_request(&id, "echo on; cat") };
     let mut exec = Socket::open(&exec_url(&cri, shell)?, V5)?;
     exec.until("on")?;
-    let processes = |cri: &Cri| -> Result<usize> { Ok(inside(cri, &id, "ls -d /proc/[0-9]* | wc -l")?.parse()?) };
+    let processes =
+        |cri: &Cri| -> Result<usize> { Ok(inside(cri, &id, "ls -d /proc/[0-9]* | wc -l")?.parse()?) };
     let with_shell = processes(&cri)?;
     daemon.kill()?;
     assert!(attached.rest().is_ok_and(|said| said.status.is_empty()));

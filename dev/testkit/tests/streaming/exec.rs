@@ -76,7 +76,8 @@ fn input(node: &Node) -> Result {
 
 fn megabytes(node: &Node) -> Result {
     let id = idle(node, "exec-megabytes")?;
-    let request = ExecRequest { stdin: true, ..exec_request(&id, "md5sum; head -c 5000000 /dev/zero | tr '\\0' y") };
+    let request =
+        ExecRequest { stdin: true, ..exec_request(&id, "md5sum; head -c 5000000 /dev/zero | tr '\\0' y") };
     let mut session = Socket::open(&exec_url(&node.cri, request)?, V5)?;
     for _ in 0..50 {
         session.send(0, &[b'x'; 100_000])?;
@@ -96,7 +97,8 @@ fn codes(node: &Node) -> Result {
     let said = Socket::open(&exec_url(&node.cri, exec_request(&id, "kill -9 $$"))?, V4)?.rest()?;
     assert_eq!(said.code()?, 137);
     for tty in [false, true] {
-        let request = ExecRequest { cmd: vec!["/absent".to_owned()], tty, stderr: !tty, ..exec_request(&id, "") };
+        let request =
+            ExecRequest { cmd: vec!["/absent".to_owned()], tty, stderr: !tty, ..exec_request(&id, "") };
         let said = Socket::open(&exec_url(&node.cri, request)?, V4)?.rest()?;
         assert!(said.status.contains("InternalError") && said.status.contains("/absent"), "{said:?}");
     }

@@ -7,12 +7,14 @@
 //! | [`exec`] | Exec |
 //! | [`attach`] | Attach |
 //! | [`forward`] | PortForward |
+//! | [`kubernetes`] | all three with Kubernetes' own client, over SPDY, too |
 //! | [`ends`] | clients, daemons and sessions that end: what is left |
 
 mod attach;
 mod ends;
 mod exec;
 mod forward;
+mod kubernetes;
 mod socket;
 
 use std::process::ExitCode;
@@ -36,12 +38,18 @@ static NODE: Shared = Shared::new(|| {
 });
 
 fn main() -> ExitCode {
-    let modules: &[&[Test]] = &[exec::TESTS, attach::TESTS, forward::TESTS, ends::TESTS];
+    let modules: &[&[Test]] = &[exec::TESTS, attach::TESTS, forward::TESTS, kubernetes::TESTS, ends::TESTS];
     testkit::harness::run_then(&modules.concat(), || NODE.finish())
 }
 
 /// A pod of the node's network with one container that runs a script.
-fn run(cri: &Cri, image: &str, name: &str, script: &str, change: impl FnOnce(&mut ContainerConfig)) -> Result<String> {
+fn run(
+    cri: &Cri,
+    image: &str,
+    name: &str,
+    script: &str,
+    change: impl FnOnce(&mut ContainerConfig),
+) -> Result<String> {
     run_as(cri, image, (name, ""), script, change)
 }
 

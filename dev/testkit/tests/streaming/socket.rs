@@ -28,8 +28,8 @@ pub(crate) struct Said {
 impl Said {
     /// The exit code that the status tells.
     pub(crate) fn code(&self) -> Result<i32> {
-        let status: serde_json::Value = serde_json::from_str(&self.status)
-            .map_err(|error| format!("{error} in {self:?}"))?;
+        let status: serde_json::Value =
+            serde_json::from_str(&self.status).map_err(|error| format!("{error} in {self:?}"))?;
         if status["status"] == "Success" {
             return Ok(0);
         }
