@@ -8,6 +8,9 @@ use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
 use crate::sink::Copied;
 
+/// What the pipe of a process's output holds, if the system allows it; 64 KiB is the kernel's default.
+const OUTPUT: usize = 256 << 10;
+
 /// A pipe, socket or terminal, read and written as it becomes ready.
 #[derive(Debug)]
 pub(crate) struct Fd {
@@ -21,6 +24,14 @@ impl Fd {
     /// A pipe or a stream socket.
     pub(crate) fn pipe(fd: OwnedFd) -> io::Result<Self> {
         Self::new(fd, true)
+    }
+
+    /// The read end of a process's output.
+    pub(crate) fn output(fd: OwnedFd) -> io::Result<Self> {
+        // The process and its reader take turns less often. A socket has no such size, and a limit of the system may
+        // be reached: then it stays as it was.
+        let _ = rustix::pipe::fcntl_setpipe_size(&fd, OUTPUT);
+        Self::pipe(fd)
     }
 
     /// A terminal, or a socket in its place.

@@ -56,6 +56,12 @@ pub(crate) async fn bind(config: &Config, lifecycle: &Lifecycle) -> Result<Arc<S
             "crio.api.stream_address is no IP address: streams are served at all of this node's"
         );
     }
+    tracing::debug!(
+        stream_idle_timeout = config.api.stream_idle_timeout,
+        seconds = options.idle_timeout.as_secs(),
+        tls = options.tls.is_some(),
+        "the streaming server's options"
+    );
     Ok(Arc::new(Server::bind(options, Arc::new(lifecycle.clone())).await?))
 }
 

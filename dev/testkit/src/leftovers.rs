@@ -120,11 +120,19 @@ pub fn processes(traces: &Traces) -> Vec<(u32, String)> {
         }
         let dir = entry.path();
         let stat = fs::read_to_string(dir.join("stat")).unwrap_or_default();
-        let zombie = stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'));
-        if zombie {
+        // After the name in brackets: state, parent.
+        let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        if fields.next() == Some("Z") {
             continue;
         }
         let command = fs::read(dir.join("cmdline")).unwrap_or_default();
+        // A daemon's child between fork and exec has the daemon's command line.
+        let parent = fields.next().and_then(|pid| pid.parse::<u32>().ok());
+        if let Some(parent) = parent.filter(|pid| traces.except.contains(pid))
+            && fs::read(format!("/proc/{parent}/cmdline")).is_ok_and(|same| same == command)
+        {
+            continue;
+        }
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
         let cgroup = fs::read_to_string(dir.join("cgroup")).unwrap_or_default();
         let cwd = fs::read_link(dir.join("cwd")).unwrap_or_default();
@@ -191,6 +199,27 @@ mod tests {
         assert_eq!(seen.iter().map(|(pid, _)| *pid).collect::<Vec<_>>(), [child.id()]);
         assert!(spared.is_empty());
         assert!(processes(&traces).is_empty());
+    }
+
+    #[test]
+    fn a_child_that_has_not_become_another_program_yet_is_its_parents() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = "exec 3<&0; (read -r line <&3) & echo; wait";
+        let mut parent = Command::new("sh")
+            .args(["-c", script, "sh", dir.path().to_str().unwrap()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0];
+        std::io::Read::read_exact(parent.stdout.as_mut().unwrap(), &mut ready).unwrap();
+        let traces = Traces { dirs: vec![dir.path().to_owned()], ..Traces::default() };
+        let all = processes(&traces).len();
+        let spared = processes(&Traces { except: vec![parent.id()], ..traces }).len();
+        drop(parent.stdin.take());
+        parent.kill().unwrap();
+        parent.wait().unwrap();
+        assert_eq!((all, spared), (2, 0));
     }
 
     #[test]

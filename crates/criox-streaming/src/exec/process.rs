@@ -42,8 +42,8 @@ impl Ends {
         Ok(match streams {
             Streams::Pipes { stdin, stdout, stderr } => Self::Pipes {
                 stdin: stdin.map(Fd::pipe).transpose()?,
-                stdout: stdout.map(Fd::pipe).transpose()?,
-                stderr: stderr.map(Fd::pipe).transpose()?,
+                stdout: stdout.map(Fd::output).transpose()?,
+                stderr: stderr.map(Fd::output).transpose()?,
             },
             Streams::Terminal(fd) => Self::Terminal(Fd::terminal(fd)?),
         })

@@ -9,13 +9,13 @@ use serde_json::json;
 
 use super::Services;
 
-
 pub(super) async fn status(services: &Services, verbose: bool) -> v1::StatusResponse {
     let context = services.lifecycle.context();
     let network = context.network.status();
     let handlers = handlers(services).await;
     // One answer for the node: that of pods which name no handler.
-    let default = handlers.iter().find(|handler| handler.name.is_empty()).and_then(|handler| handler.features);
+    let default =
+        handlers.iter().find(|handler| handler.name.is_empty()).and_then(|handler| handler.features);
     let conditions = vec![
         runtime_ready(services),
         condition("NetworkReady", network.ready, network.reason, network.message.clone()),
@@ -53,9 +53,7 @@ async fn handlers(services: &Services) -> Vec<v1::RuntimeHandler> {
         let found = handler.features().await;
         let features = v1::RuntimeHandlerFeatures {
             recursive_read_only_mounts: found.recursive_read_only && context.node.recursive_read_only,
-            user_namespaces: found.user_namespaces
-                && found.idmapped_mounts
-                && context.node.idmapped_mounts,
+            user_namespaces: found.user_namespaces && found.idmapped_mounts && context.node.idmapped_mounts,
         };
         if handler.name == default {
             answer.push(v1::RuntimeHandler { name: String::new(), features: Some(features) });

@@ -175,8 +175,8 @@ fn killed() -> Result {
     node.cri.version()?;
     let again = connect(&node.daemon, "10", "again", usual)?;
     let told = again.seen.lock().unwrap().synchronized.clone();
-    assert_eq!(told.pods.iter().map(|pod| pod.id.clone()).collect::<Vec<_>>(), [sandbox.clone()]);
-    assert_eq!(told.containers.iter().map(|c| c.id.clone()).collect::<Vec<_>>(), [lives.clone()]);
+    assert_eq!(told.pods.iter().map(|pod| pod.id.as_str()).collect::<Vec<_>>(), [sandbox.as_str()]);
+    assert_eq!(told.containers.iter().map(|c| c.id.as_str()).collect::<Vec<_>>(), [lives.as_str()]);
     assert_eq!(node.cri.list(Some(&sandbox))?.len(), 1);
     // The same request, as a kubelet repeats it.
     node.cri.create(&sandbox, &half, &config)?;

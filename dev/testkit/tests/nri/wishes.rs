@@ -111,11 +111,7 @@ fn adjusted(node: &Node) -> Result {
     let (sandbox, config) = pod(node, "adjusted")?;
     let mut container = node.cri.container("c", &node.image, IDLE);
     for key in ["GONE", "KEPT"] {
-        container.envs.push(criox_cri::v1::KeyValue {
-            key: key.into(),
-            value: "1".into(),
-            ..Default::default()
-        });
+        container.envs.push(criox_cri::v1::KeyValue { key: key.into(), value: "1".into() });
     }
     let id = node.cri.create(&sandbox, &container, &config)?;
     node.cri.start(&id)?;
