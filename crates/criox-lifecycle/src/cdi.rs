@@ -30,11 +30,14 @@ pub struct Cdi {
     known: Mutex<HashMap<PathBuf, Known>>,
 }
 
+/// What a file holds, or why it is of no use.
+type Content = Arc<std::result::Result<CdiFile, String>>;
+
 /// A file as it was read.
 #[derive(Debug, Clone)]
 struct Known {
     stamp: Stamp,
-    content: Arc<std::result::Result<CdiFile, String>>,
+    content: Content,
 }
 
 /// What changes when a file does.
@@ -49,7 +52,7 @@ struct Stamp {
 /// One look at the directories.
 struct View {
     /// Sound files by directory, lowest priority first.
-    levels: Vec<Vec<(PathBuf, Arc<std::result::Result<CdiFile, String>>)>>,
+    levels: Vec<Vec<(PathBuf, Content)>>,
     /// What could not be read, with the reason.
     broken: Vec<String>,
 }

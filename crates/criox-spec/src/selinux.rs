@@ -134,11 +134,8 @@ fn apply(base: &SelinuxLabels, options: Option<&v1::SeLinuxOption>) -> Result<Se
         kind: or(&options.r#type, process.kind),
         level: or(&options.level, process.level),
     };
-    let mount = Label {
-        user: or(&options.user, mount.user),
-        level: or(&options.level, mount.level),
-        ..mount
-    };
+    let mount =
+        Label { user: or(&options.user, mount.user), level: or(&options.level, mount.level), ..mount };
     Ok(SelinuxLabels { process: process.text(), mount: mount.text() })
 }
 

@@ -13,6 +13,7 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ("hashbrown", "petgraph of the build script has the old one"),
     ("prettyplease", "only build scripts: prost-build and tonic-build differ"),
     ("syn", "only macros and build scripts, which are halfway between two versions"),
+    ("unicode-width", "the protocol compiler of the build scripts has the old one"),
 ];
 
 /// The part of a version that must be equal for two to be one.
