@@ -233,7 +233,8 @@ async fn find_parent(context: &Arc<Context>, id: &SandboxId) -> Option<String> {
         let entries = std::fs::read_dir(directory).ok()?.flatten();
         let below: Vec<_> =
             entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).collect();
-        let own = |found: std::ffi::OsString| found.to_str().is_some_and(|f| f.trim_end_matches(".scope") == name);
+        let own =
+            |found: std::ffi::OsString| found.to_str().is_some_and(|f| f.trim_end_matches(".scope") == name);
         if below.iter().any(|entry| own(entry.file_name())) {
             return Some(directory.to_owned());
         }

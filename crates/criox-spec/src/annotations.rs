@@ -276,7 +276,8 @@ mod tests {
 
     #[test]
     fn each_name_of_an_annotation_is_allowed_by_itself() {
-        let annotations: BTreeMap<_, _> = [("io.kubernetes.cri-o.Devices".to_owned(), "/dev/x".to_owned())].into();
+        let annotations: BTreeMap<_, _> =
+            [("io.kubernetes.cri-o.Devices".to_owned(), "/dev/x".to_owned())].into();
         let names = ["devices.crio.io", "io.kubernetes.cri-o.Devices"];
         let ask = |allowed: &str| gated_annotation(&annotations, &[allowed.to_owned()], &names);
         assert_eq!(ask("devices.crio.io"), None);

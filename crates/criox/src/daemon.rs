@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use criox_config::{Config, LoadOptions, Loaded, Overrides, Problems};
 use criox_lifecycle::{
-    AppArmor, Cdi, Clamps, Clock, Context, Events, Handlers, Index, Lifecycle, Names, Paths, Plugins, SeccompDefaults, Selinux,
-    Spares, Systemd,
+    AppArmor, Cdi, Clamps, Clock, Context, Events, Handlers, Index, Lifecycle, Names, Paths, Plugins,
+    SeccompDefaults, Selinux, Spares, Systemd,
 };
 use criox_network::Network;
 use criox_store::{OpenReport, Store};

@@ -38,12 +38,7 @@ pub(crate) enum Request {
     /// A verb for a container; the grace is StopContainer's.
     Act { verb: Verb, id: ContainerId, grace: Duration, reply: Reply<()> },
     /// UpdateContainerResources.
-    Update {
-        id: ContainerId,
-        resources: Arc<v1::LinuxContainerResources>,
-        origin: Origin,
-        reply: Reply<()>,
-    },
+    Update { id: ContainerId, resources: Arc<v1::LinuxContainerResources>, origin: Origin, reply: Reply<()> },
     /// UpdatePodSandboxResources.
     UpdateSandbox { updated: UpdatedSandbox, reply: Reply<()> },
     /// StopPodSandbox.

@@ -126,9 +126,10 @@ impl Task {
 
     /// For clients of events: what a removal killed has stopped before it is deleted. Nothing of it is written any more.
     fn end_unseen(&mut self) {
-        let alive = self.containers.values_mut().filter(|container| {
-            container.record.claimed && container.record.phase != ContainerPhase::Exited
-        });
+        let alive = self
+            .containers
+            .values_mut()
+            .filter(|container| container.record.claimed && container.record.phase != ContainerPhase::Exited);
         let mut stopped = Vec::new();
         for container in alive {
             let exit = Exit {

@@ -130,7 +130,9 @@ async fn end_groups(
     let (context, what) = (context.clone(), format!("cgroups of {object}"));
     blocking(stage, object, RELEASE, move || {
         let mut present = groups.iter().filter(|group| context.cgroups.exists(group));
-        present.try_for_each(|group| end(&context.cgroups, group, DEATH)).map_err(|error| Error::failed(what).because(error))
+        present
+            .try_for_each(|group| end(&context.cgroups, group, DEATH))
+            .map_err(|error| Error::failed(what).because(error))
     })
     .await
 }

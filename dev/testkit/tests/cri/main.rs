@@ -44,9 +44,9 @@ mod signals;
 mod socket;
 mod stats;
 mod streams;
+mod updates;
 mod userns;
 mod volumes;
-mod updates;
 
 use std::process::ExitCode;
 
@@ -92,5 +92,7 @@ fn main() -> ExitCode {
         volumes::TESTS,
         updates::TESTS,
     ];
-    testkit::harness::run_then(&modules.concat(), || NODE.finish().and_then(|()| devices::CONFIGURED.finish()))
+    testkit::harness::run_then(&modules.concat(), || {
+        NODE.finish().and_then(|()| devices::CONFIGURED.finish())
+    })
 }
