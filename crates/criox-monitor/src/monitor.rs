@@ -1,7 +1,6 @@
 //! The loop: what woke us, and who handles it.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -83,7 +82,8 @@ impl Source {
     }
 }
 
-/// What is to be looked at, at a time. Looking is harmless: timers are never taken back.
+/// What is to be looked at, at a time. Looking is harmless: timers are never taken back. Those that are the same are one,
+/// so that who asks again and again for the same moment (an attached client that lags) doesn't make them grow.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Timer {
     Accept,
@@ -124,7 +124,7 @@ pub(crate) struct Monitor {
     pub(crate) scratch: Vec<u8>,
     pub(crate) spare: Vec<Vec<u8>>,
     clients: BTreeMap<u32, Client>,
-    timers: BinaryHeap<Reverse<(Instant, Timer)>>,
+    timers: BTreeSet<(Instant, Timer)>,
     epoll: OwnedFd,
     listener: OwnedFd,
     signals: OwnedFd,
@@ -157,7 +157,7 @@ impl Monitor {
             scratch: Vec::new(),
             spare: Vec::new(),
             clients: BTreeMap::new(),
-            timers: BinaryHeap::new(),
+            timers: BTreeSet::new(),
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             listener,
             signals: process::signalfd(&[Signal::CHILD, Signal::HUP, Signal::INT, Signal::TERM])?,
@@ -198,7 +198,7 @@ impl Monitor {
     }
 
     pub(crate) fn at(&mut self, when: Instant, timer: Timer) {
-        self.timers.push(Reverse((when, timer)));
+        self.timers.insert((when, timer));
     }
 
     pub(crate) fn after(&mut self, wait: Duration, timer: Timer) {
@@ -237,17 +237,17 @@ impl Monitor {
     }
 
     fn next_timeout(&self) -> Option<rustix::event::Timespec> {
-        let Reverse((when, _)) = self.timers.peek()?;
+        let (when, _) = self.timers.first()?;
         when.saturating_duration_since(Instant::now()).try_into().ok()
     }
 
     fn run_timers(&mut self) {
         let now = Instant::now();
-        while let Some(Reverse((when, _))) = self.timers.peek() {
+        while let Some((when, _)) = self.timers.first() {
             if *when > now {
                 return;
             }
-            let Some(Reverse((_, timer))) = self.timers.pop() else { return };
+            let Some((_, timer)) = self.timers.pop_first() else { return };
             match timer {
                 Timer::Accept => drop(self.watch(&self.listener, Source::Listener, EventFlags::IN)),
                 Timer::Line(number) => self.release_line(number),

@@ -151,6 +151,11 @@ impl Monitor {
             return self.answer(caller, first);
         }
         let (id, cgroup, pid) = (container.id.clone(), container.cgroup.clone(), container.pid);
+        if container.exit.is_some() {
+            // Its number may be another's by now.
+            let result = failure(Kind::WrongState, format!("container {id} has ended meanwhile"));
+            return self.answer(caller, result);
+        }
         let result = match refused {
             Some(result) => Err(result),
             None => self.write_rest(&change, &cgroup, pid).map_err(|text| failure(Kind::Runtime, text)),

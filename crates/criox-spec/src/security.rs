@@ -151,7 +151,11 @@ pub(crate) fn apparmor(
     if context.privileged {
         return Ok(None);
     }
-    let wanted = profile(context.apparmor.as_ref(), apparmor_text(context), FIELD)?;
+    let wanted = match profile(context.apparmor.as_ref(), apparmor_text(context), FIELD)? {
+        // Clients write the old form into the new field, too; the runtimes before us take it.
+        Profile::Localhost(name) => Profile::Localhost(name.strip_prefix("localhost/").unwrap_or(name)),
+        other => other,
+    };
     if !input.node.apparmor {
         return match wanted {
             Profile::Localhost(name) => {

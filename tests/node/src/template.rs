@@ -33,15 +33,7 @@ pub fn directory(home: &Path) -> PathBuf {
 pub fn make(home: &Path) -> Result<String> {
     let to = directory(home);
     let work = home.join("template.new");
-    for old in [&to, &work] {
-        if old.exists() {
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "the tool's own directory, which no guest can change"
-            )]
-            fs::remove_dir_all(old)?;
-        }
-    }
+    clear(&work)?;
     fs::create_dir_all(&work)?;
     let disk = work.join("root.img");
     let copied = Command::new("cp").arg("--sparse=always").arg(home.join("root.img")).arg(&disk).status()?;
@@ -61,8 +53,18 @@ pub fn make(home: &Path) -> Result<String> {
     }
     process.wait()?;
     let booted = saved?;
+    // Machines that run keep their files of the old one.
+    clear(&to)?;
     fs::rename(&work, &to)?;
     Ok(format!("booted in {:.1} s, saved after {:.1} s", booted.as_secs_f64(), start.elapsed().as_secs_f64()))
+}
+
+fn clear(directory: &Path) -> Result {
+    if directory.exists() {
+        #[expect(clippy::disallowed_methods, reason = "the tool's own directory, which no guest can change")]
+        fs::remove_dir_all(directory)?;
+    }
+    Ok(())
 }
 
 fn boot(machine: &Machine, process: &mut std::process::Child, start: Instant) -> Result<Duration> {

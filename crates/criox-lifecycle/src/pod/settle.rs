@@ -338,8 +338,9 @@ impl Task {
                 );
             }
             Some(event::Kind::SandboxProcessExited(process)) => {
-                tracing::warn!(sandbox = %self.sandbox.id, pid = process.pid, "process 1 of the pod has ended, and with it the pod");
+                // While the pod is being stopped it is we who ended it.
                 if self.busy.is_none() && self.sandbox.phase == SandboxPhase::Ready {
+                    tracing::warn!(sandbox = %self.sandbox.id, pid = process.pid, "process 1 of the pod has ended, and with it the pod");
                     self.begin_stop();
                 }
             }

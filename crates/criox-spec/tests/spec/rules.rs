@@ -329,6 +329,7 @@ fn apparmor_is_the_configured_profile_unless_the_request_says_otherwise() {
     check(&|_| {}, Some("crio-default"));
     check(&|f| f.security().apparmor = profile(Unconfined, ""), None);
     check(&|f| f.security().apparmor = profile(Localhost, "mine"), Some("mine"));
+    check(&|f| f.security().apparmor = profile(Localhost, "localhost/mine"), Some("mine"));
     check(&|f| f.defaults.apparmor_profile = "unconfined".to_owned(), None);
     // Nothing said, and the default can't be had: as on a kernel without AppArmor, with a warning.
     let missing = |f: &mut Fixture| f.defaults.apparmor_missing = "\"crio-default\" is not loaded".to_owned();

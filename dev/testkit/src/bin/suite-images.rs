@@ -10,6 +10,7 @@
 //! mirror in `registries.conf` stands for each of them.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for scripts")]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -102,8 +103,7 @@ fn node(programs: &Path) -> Result<Vec<Named>> {
             Entry::program("agnhost", agnhost.clone()),
             Entry::symlink("agnhost-2", "agnhost"),
             Entry::dir("uploads").mode(0o777),
-            // The hooks of the suite call it with an address alone.
-            Entry::program("usr/bin/curl", "#!/bin/sh\nexec wget -q -O - \"$@\"\n"),
+            Entry::program("usr/bin/curl", include_str!("../../images/curl.sh")),
         ];
         add(
             &format!("agnhost:{tag}"),
@@ -182,12 +182,14 @@ impl Files {
         base.push(Entry::dir("tmp").mode(0o1777));
         base.push(Entry::symlink("var/run", "../run"));
         base.push(Entry::program("bin/busybox", program));
-        base.extend(
-            listed
-                .lines()
-                .filter(|path| path.contains("bin/") && *path != "bin/busybox")
-                .map(|path| Entry::hardlink(path, "bin/busybox").mode(0o755)),
-        );
+        // At the applet's own place, and in /bin, where the suites' busybox has them all.
+        let mut places = BTreeSet::new();
+        for path in listed.lines() {
+            places.extend(path.contains("bin/").then(|| path.to_owned()));
+            places.extend(path.rsplit('/').next().map(|applet| format!("bin/{applet}")));
+        }
+        places.remove("bin/busybox");
+        base.extend(places.iter().map(|path| Entry::hardlink(path, "bin/busybox").mode(0o755)));
         let accounts = [
             Entry::file(
                 "etc/passwd",

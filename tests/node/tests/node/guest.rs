@@ -73,6 +73,7 @@ impl Guest {
             "install -m 755 {dist}/criox {dist}/criox-monitor /usr/bin/ && ln -sf criox /usr/bin/crio"
         ))?;
         put("/etc/systemd/system/criox.service", UNIT)?;
+        put("/etc/crio/crio.conf.d/20-newer.conf", &newer())?;
         let registry = Registry::start()?;
         let image = busybox_image()?.build()?.push(&registry, "node/busybox", "1")?;
         put(
@@ -118,6 +119,20 @@ impl Guest {
     pub(crate) fn answers(&self) -> Result {
         wait_for("the service to answer", LIMIT, || Ok(self.cri.version().ok().map(drop)))
     }
+}
+
+/// Handlers of runtimes that are newer than the guest's.
+pub(crate) const NEWER: [&str; 2] = ["crun-newer", "runc-newer"];
+
+fn newer() -> String {
+    let peers = std::env::var("CRIOX_NODE_PEERS").unwrap_or_default();
+    let handler = |name: &str| {
+        let program = name.trim_end_matches("-newer");
+        format!(
+            "[crio.runtime.runtimes.{name}]\nruntime_path = \"{peers}/bin/{program}\"\nruntime_root = \"/run/{name}\"\n"
+        )
+    };
+    NEWER.map(handler).concat()
 }
 
 /// A sandbox and its container.

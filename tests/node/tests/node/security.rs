@@ -59,7 +59,8 @@ fn own_profile(guest: &Guest) -> Result {
 fn user_namespace(guest: &Guest) -> Result {
     let map = || vec![IdMapping { host_id: 100_000, container_id: 0, length: 65_536 }];
     let users = || Some(UserNamespace { mode: NamespaceMode::Pod.into(), uids: map(), gids: map() });
-    for handler in ["crun", "runc"] {
+    // runc before 1.2 knows no idmapped mounts.
+    for handler in ["crun", guest::NEWER[0], guest::NEWER[1]] {
         let mut pod = guest.cri.pod(&format!("users-{handler}"));
         let context = pod.linux.get_or_insert_default().security_context.get_or_insert_default();
         context.namespace_options.get_or_insert_default().userns_options = users();
