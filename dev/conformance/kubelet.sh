@@ -35,9 +35,9 @@ kubelet_undo() {
   while read -r setting value; do
     echo "$value" > "/proc/sys/$setting" 2> /dev/null || true
   done < "$dir/settings"
-  for hierarchy in /sys/fs/cgroup/*/; do
+  for hierarchy in $(awk '$3 ~ /^cgroup/ { print $2 }' /proc/self/mounts); do
     # Empty ones only: what isn't empty is a leak, and stays to be found.
-    find "$hierarchy$(basename "$dir")" -depth -type d -exec rmdir {} + 2> /dev/null || true
+    find "$hierarchy/$(basename "$dir")" -depth -type d -exec rmdir {} + 2> /dev/null || true
   done
   if [ -e "$dir/made-var-lib-kubelet" ]; then
     umount -l /var/lib/kubelet && rmdir /var/lib/kubelet

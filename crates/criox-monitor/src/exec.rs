@@ -209,6 +209,7 @@ impl Monitor {
                 return self.answer(caller, refused);
             }
         };
+        let caller_there = self.has_client(caller.client);
         let stray = self.strays.remove(&pid);
         let confined = stray.is_some() || self.confine(pid, &cgroup);
         let Some(exec) = self.containers.get_mut(&number).and_then(|c| c.execs.get_mut(exec_id)) else {
@@ -217,7 +218,8 @@ impl Monitor {
         (exec.pid, exec.confined) = (pid, confined);
         let mut fds = Vec::new();
         if let Some(master) = terminal {
-            exec.terminal = master.try_clone().ok();
+            // A caller that has gone meanwhile holds no terminal, and the process has to learn of that.
+            exec.terminal = caller_there.then(|| master.try_clone().ok()).flatten();
             fds.push(master);
         }
         let ended_early = exec.killing.is_some();

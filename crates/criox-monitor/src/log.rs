@@ -61,13 +61,11 @@ fn put(field: &mut [u8], mut value: i64) {
 pub(crate) struct Splitter {
     stream: Stream,
     tail: Vec<u8>,
-    /// The last record was a P one.
-    open: bool,
 }
 
 impl Splitter {
     pub(crate) fn new(stream: Stream) -> Self {
-        Self { stream, tail: Vec::new(), open: false }
+        Self { stream, tail: Vec::new() }
     }
 
     /// Takes in bytes; appends records to `out` and returns how many.
@@ -103,14 +101,10 @@ impl Splitter {
         1
     }
 
-    /// The stream has ended: what waits is its last line.
+    /// The stream has ended. A last line without a newline stays one, as a P record: a termination message that the
+    /// kubelet takes from the log must not get a newline that nobody wrote.
     pub(crate) fn finish(&mut self, time: &Timestamp, out: &mut Vec<u8>) -> u64 {
-        if self.tail.is_empty() && !self.open {
-            return 0;
-        }
-        let tail = std::mem::take(&mut self.tail);
-        self.record(&tail, b'F', time, out);
-        1
+        self.release(time, out)
     }
 
     fn line(&mut self, end: &[u8], time: &Timestamp, out: &mut Vec<u8>) -> u64 {
@@ -130,8 +124,7 @@ impl Splitter {
         records
     }
 
-    fn record(&mut self, piece: &[u8], tag: u8, time: &Timestamp, out: &mut Vec<u8>) {
-        self.open = tag == b'P';
+    fn record(&self, piece: &[u8], tag: u8, time: &Timestamp, out: &mut Vec<u8>) {
         out.reserve(time.len() + 11 + piece.len());
         out.extend_from_slice(time);
         out.extend_from_slice(self.stream.field());
@@ -181,8 +174,8 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_last_line_is_a_full_record() {
-        check(&["a\nb"], "T stdout F a\nT stdout F b\n");
+    fn an_unfinished_last_line_stays_unfinished() {
+        check(&["a\nb"], "T stdout F a\nT stdout P b\n");
     }
 
     #[test]
@@ -195,7 +188,7 @@ mod tests {
         let long = "x".repeat(MAX_PIECE);
         check(&[&long, "y\n"], &format!("T stdout P {long}\nT stdout F y\n"));
         check(&[&format!("{long}y\n")], &format!("T stdout P {long}\nT stdout F y\n"));
-        check(&[&long], &format!("T stdout P {long}\nT stdout F \n"));
+        check(&[&long], &format!("T stdout P {long}\n"));
     }
 
     proptest! {
@@ -219,9 +212,7 @@ mod tests {
                 if record[38] == b'F' { joined.push(b'\n'); }
                 count += 1;
             }
-            let mut expected = reads.concat();
-            if expected.last().is_some_and(|b| *b != b'\n') { expected.push(b'\n'); }
-            prop_assert_eq!(joined, expected);
+            prop_assert_eq!(joined, reads.concat());
             prop_assert_eq!(count, records);
         }
     }

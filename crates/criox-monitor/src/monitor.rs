@@ -361,6 +361,10 @@ impl Monitor {
         }
     }
 
+    pub(crate) fn has_client(&self, number: u32) -> bool {
+        self.clients.contains_key(&number)
+    }
+
     /// A connection is over. The terminals of execs that it began hang up, for nobody can hold them any more.
     fn hang_up(&mut self, number: u32) {
         self.clients.remove(&number);

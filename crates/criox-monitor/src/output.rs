@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use criox_sys::process;
 use rustix::event::epoll::EventFlags;
 
+use crate::container::Phase;
 use crate::log::timestamp;
 use crate::log_writer::{Done, Job};
 use crate::monitor::{Monitor, Source, Timer};
@@ -137,11 +138,17 @@ impl Monitor {
         let full = self.containers.get(&container).is_some_and(|owner| owner.log_full);
         let pause = full || self.client_lags(container);
         let flags = if pause { EventFlags::empty() } else { EventFlags::IN };
+        let mut resumed = false;
         for number in self.outputs_of(container) {
             let Some(output) = self.outputs.get_mut(&number) else { continue };
             if std::mem::replace(&mut output.paused, pause) != pause {
                 self.watch_output(number, flags);
+                resumed |= !pause;
             }
+        }
+        // One that has ended was reported without what waited: that is read now, for nobody looks again.
+        if resumed && self.containers.get(&container).is_some_and(|owner| owner.phase == Phase::Exited) {
+            self.drain_outputs(container, true);
         }
     }
 

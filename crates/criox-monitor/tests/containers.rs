@@ -29,7 +29,7 @@ fn a_container_runs_logs_and_tells_its_exit() {
         assert_eq!((exit.exit_code, exit.signal, exit.oom_killed), (7, 0, false));
         let mut lines = pod.lines("c1");
         lines.sort();
-        assert_eq!(lines, ["stderr F err", "stdout F end", "stdout F out"]);
+        assert_eq!(lines, ["stderr F err", "stdout F out", "stdout P end"]);
         assert_eq!(std::fs::read_to_string(pod.path("c1")).unwrap(), "7");
         let record = std::fs::read(pod.path("exits/c1")).unwrap();
         let record: serde_json::Value = serde_json::from_slice(&record).unwrap();

@@ -109,7 +109,9 @@ async fn admit(
     match synchronize(connection, limit.max(patience), pods, containers).await {
         Ok(updates) => {
             plugin.ready();
-            apply(runtime, &plugin, updates).await;
+            // Beside the rest: updates may take long, and the daemon does not serve before the plugins that it starts have joined.
+            let (runtime, wishing) = (runtime.clone(), plugin.clone());
+            tokio::spawn(async move { apply(&runtime, &wishing, updates).await });
             Ok(plugin)
         }
         Err(error) => {

@@ -98,8 +98,9 @@ fn options(config: &Config, services: &str) -> Result<Options, StartError> {
 
 /// All addresses: of both families where the kernel has IPv6.
 fn everywhere() -> IpAddr {
-    match std::fs::exists("/proc/net/if_inet6") {
-        Ok(true) => Ipv6Addr::UNSPECIFIED.into(),
+    // There and empty: IPv6 is switched off.
+    match std::fs::read("/proc/net/if_inet6") {
+        Ok(addresses) if !addresses.is_empty() => Ipv6Addr::UNSPECIFIED.into(),
         _ => Ipv4Addr::UNSPECIFIED.into(),
     }
 }

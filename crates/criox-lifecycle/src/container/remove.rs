@@ -110,8 +110,18 @@ pub(crate) async fn delete_from_runtime(
         // Fail open on cleanup: what is left is a directory in the runtime's state, gone at the next boot.
         tracing::warn!(container = %id, error = error.chain(), "the runtime did not delete the container");
     }
-    units::end(context, &[expected_cgroup(context, sandbox, id)]).await;
-    Ok(())
+    let group = expected_cgroup(context, sandbox, id);
+    units::end(context, std::slice::from_ref(&group)).await;
+    let context = context.clone();
+    blocking("removal by cgroup", &object.clone(), DELETE, move || {
+        // Where systemd knows of no such unit, or can't be reached, nobody else removes it.
+        if group.is_empty() || !context.cgroups.exists(&group) {
+            return Ok(());
+        }
+        let failed = |error| Error::failed(format!("removal of {object}")).because(error);
+        context.cgroups.remove(&group, Duration::from_secs(5)).map_err(failed)
+    })
+    .await
 }
 
 /// Where the runtime puts a container of this sandbox, for one whose creation did not come as far as to tell.

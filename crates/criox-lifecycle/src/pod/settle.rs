@@ -337,13 +337,14 @@ impl Task {
                     "the kernel's out-of-memory killer was at work"
                 );
             }
-            Some(event::Kind::SandboxProcessExited(process)) => {
-                // While the pod is being stopped it is we who ended it.
-                if self.busy.is_none() && self.sandbox.phase == SandboxPhase::Ready {
-                    tracing::warn!(sandbox = %self.sandbox.id, pid = process.pid, "process 1 of the pod has ended, and with it the pod");
-                    self.begin_stop();
-                }
+            Some(event::Kind::SandboxProcessExited(process))
+                if self.busy.is_none() && self.sandbox.phase == SandboxPhase::Ready =>
+            {
+                tracing::warn!(sandbox = %self.sandbox.id, pid = process.pid, "process 1 of the pod has ended, and with it the pod");
+                self.begin_stop();
             }
+            // While the pod is being stopped it is we who ended it.
+            Some(event::Kind::SandboxProcessExited(_)) => {}
             Some(event::Kind::Lost(_)) => self.relist(),
             None => {}
         }

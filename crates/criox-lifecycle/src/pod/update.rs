@@ -11,7 +11,7 @@ use super::task::{Whose, no_monitor, send};
 use super::{Reply, Request, Task};
 use crate::container::update;
 use crate::error::{Error, Kind, Result};
-use crate::record::{ContainerPhase, ContainerRecord, Encoded, SandboxRecord, UpdatedSandbox};
+use crate::record::{ContainerPhase, ContainerRecord, Encoded, SandboxPhase, SandboxRecord, UpdatedSandbox};
 
 impl Task {
     pub(super) fn admit_update(
@@ -73,6 +73,12 @@ impl Task {
 
     /// UpdatePodSandboxResources: the kubelet has changed the pod's cgroup itself, and only tells.
     pub(super) async fn sandbox_updated(&mut self, updated: UpdatedSandbox, reply: Reply<()>) {
+        // A pod that is being made or removed has its record written by that work.
+        if self.busy.is_some() || self.sandbox.phase != SandboxPhase::Ready {
+            let what =
+                format!("pod sandbox {} is not ready: its resources can't be changed", self.sandbox.id);
+            return send(reply, Err(Error::new(Kind::FailedPrecondition, what)));
+        }
         self.keep_sandbox(SandboxRecord { updated: Some(updated), ..(*self.sandbox).clone() }).await;
         send(reply, Ok(()));
     }

@@ -83,7 +83,7 @@ fn format(node: &Node) -> Result {
             ("F", b"tab\there\r"),
             ("F", b"\xff\x00\x1b[0m"),
             ("F", b"stdout F x"),
-            ("F", b"no end"),
+            ("P", b"no end"),
         ]
     );
     assert_eq!(of(&records, "stderr"), [("F", &b"oops"[..])]);
