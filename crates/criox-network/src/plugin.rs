@@ -270,17 +270,20 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// Writes an executable shell script named as a plugin.
+    /// Writes an executable shell script named as a plugin. By rename: the one before may be running, which can't be
+    /// written to.
     pub(crate) fn write_plugin(dir: &Path, name: &str, body: &str) -> PathBuf {
-        let path = dir.join(name);
+        let (path, new) = (dir.join(name), dir.join(format!(".{name}.new")));
         let mut file = std::fs::OpenOptions::new()
             .create(true)
             .truncate(true)
             .write(true)
             .mode(0o755)
-            .open(&path)
+            .open(&new)
             .unwrap();
         io::Write::write_all(&mut file, format!("#!/bin/sh\n{body}\n").as_bytes()).unwrap();
+        drop(file);
+        std::fs::rename(&new, &path).unwrap();
         path
     }
 
