@@ -153,29 +153,11 @@ fn unimplemented(node: &Node) -> Result {
             vec![$((stringify!($method), cri.call(cri.runtime().$method(v1::$request::default())).map(drop))),*]
         };
     }
-    let mut answers: Vec<(&str, Result<(), Status>)> = check![
-        exec: ExecRequest,
-        attach: AttachRequest,
-        port_forward: PortForwardRequest,
-        update_container_resources: UpdateContainerResourcesRequest,
-        container_stats: ContainerStatsRequest,
-        list_container_stats: ListContainerStatsRequest,
-        pod_sandbox_stats: PodSandboxStatsRequest,
-        list_pod_sandbox_stats: ListPodSandboxStatsRequest,
+    let answers: Vec<(&str, Result<(), Status>)> = check![
         checkpoint_container: CheckpointContainerRequest,
         checkpoint_pod: CheckpointPodRequest,
         restore_pod: RestorePodRequest,
-        list_metric_descriptors: ListMetricDescriptorsRequest,
-        list_pod_sandbox_metrics: ListPodSandboxMetricsRequest,
-        update_pod_sandbox_resources: UpdatePodSandboxResourcesRequest,
-        stream_pod_sandboxes: StreamPodSandboxesRequest,
-        stream_containers: StreamContainersRequest,
-        stream_container_stats: StreamContainerStatsRequest,
-        stream_pod_sandbox_stats: StreamPodSandboxStatsRequest,
-        stream_pod_sandbox_metrics: StreamPodSandboxMetricsRequest,
     ];
-    let images = cri.call(cri.images().stream_images(v1::StreamImagesRequest::default())).map(drop);
-    answers.push(("stream_images", images));
     for (method, answer) in answers {
         let message = refused(answer, Code::Unimplemented).map_err(|error| format!("{method}: {error}"))?;
         assert!(message.contains(method), "{message}");
