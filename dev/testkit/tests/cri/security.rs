@@ -150,7 +150,7 @@ fn apparmor_refusals(node: &Node) -> Result {
 
 fn apparmor_default(node: &Node) -> Result {
     if !kernel_has_apparmor() {
-        return Err(skip("the kernel has no AppArmor; the node of dev/node has".to_owned()));
+        return Err(skip("the kernel has no AppArmor; the node of tests/node has".to_owned()));
     }
     let pod = Pod::without_network(node, "apparmor-default")?;
     let mut config =
