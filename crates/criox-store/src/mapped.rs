@@ -10,7 +10,7 @@ use criox_sys::mount;
 
 use crate::error::Error;
 use crate::overlay::{Overlay, make};
-use crate::stage::StagingDir;
+use crate::stage::{StagingDir, TRIAL_MOUNTS};
 use crate::store::Store;
 
 /// The driver's home a second time, with other owners, at `<layer>/mapped/0` for as long as an overlay is being mounted
@@ -61,14 +61,14 @@ impl Store {
         let ranges = [IdRange { inside: 0, host: HOST, length: HOST }];
         let owners = idmap::user_namespace(&ranges, &ranges).map_err(Error::UserNamespace)?;
         let stage = StagingDir::new(&self.shared.overlay)?;
-        let [lower, upper, work, merged] =
-            ["lower", "upper", "work", "merged"].map(|name| stage.path().join(name));
+        let [lower, upper, work] = ["lower", "upper", "work"].map(|name| stage.path().join(name));
+        // By these names they are unmounted if this is cut short.
+        let [merged, mapped] = TRIAL_MOUNTS.map(|name| stage.path().join(name));
         for dir in [&lower, &upper, &work, &merged] {
             make(dir, 0o700)?;
         }
         let file = Path::new("file");
         durable::replace(&lower.join(file), 0o600, false, |_| Ok(()))?;
-        let mapped = stage.path().join("mapped");
         make(&mapped, 0o700)?;
         let clone = idmap::clone_mapped(&lower, owners.as_fd(), false, true)?;
         mount::attach(clone.as_fd(), &mapped)?;

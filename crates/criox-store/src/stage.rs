@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use criox_sys::durable::{self, PathError};
 use criox_sys::lock::HeldLock;
+use criox_sys::mount;
 
 use crate::digest::Digest;
 use crate::error::Error;
@@ -53,9 +54,20 @@ impl StagingDir {
     }
 }
 
+/// Where the trial of idmapped mounts ([`Store::probe_idmap`]) mounts something in a staging area, the last first.
+pub(crate) const TRIAL_MOUNTS: [&str; 2] = ["merged", "mapped"];
+
+/// Removes a staging area, with the mounts that a trial which was cut short has left in it.
+pub(crate) fn remove_area(path: &Path) -> Result<(), Error> {
+    for name in TRIAL_MOUNTS {
+        mount::unmount(&path.join(name), true)?;
+    }
+    Ok(durable::remove_tree(path)?)
+}
+
 impl Drop for StagingDir {
     fn drop(&mut self) {
-        if let Err(error) = durable::remove_tree(&self.path) {
+        if let Err(error) = remove_area(&self.path) {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "staging area stays until the store is opened again"

@@ -40,7 +40,7 @@ fn sweep_staging(staging: &Path, problems: &mut Vec<String>) -> Result<usize, Er
     for entry in list(staging)? {
         let path = staging.join(&entry);
         match HeldLock::try_new(&path.join("staging.lock")) {
-            Ok(Some(_lock)) => match durable::remove_tree(&path) {
+            Ok(Some(_lock)) => match crate::stage::remove_area(&path) {
                 Ok(()) => swept += 1,
                 Err(error) => problems.push(told(&error)),
             },

@@ -165,6 +165,25 @@ fn a_mapped_home_that_a_crash_left_is_unmounted_when_the_store_is_opened() {
 }
 
 #[test]
+fn a_trial_of_idmapped_mounts_that_was_cut_short_is_swept() {
+    let Some(place) = place() else { return };
+    place.store.probe_idmap().unwrap();
+    let area = place.store.graph_root().join("overlay/staging/00112233aabbccdd");
+    for name in ["lower", "mapped", "merged"] {
+        std::fs::create_dir_all(area.join(name)).unwrap();
+    }
+    let ranges = [IdRange { inside: 0, host: 65_536, length: 65_536 }];
+    let owners = idmap::user_namespace(&ranges, &ranges).unwrap();
+    for name in ["mapped", "merged"] {
+        let clone = idmap::clone_mapped(&area.join("lower"), owners.as_fd(), false, true).unwrap();
+        mount::attach(clone.as_fd(), &area.join(name)).unwrap();
+    }
+    let (_, report) = Store::open(place.store.options().clone()).unwrap();
+    assert!(report.problems.is_empty(), "{report:?}");
+    assert!(!area.exists());
+}
+
+#[test]
 fn a_container_is_removed_from_under_a_mapped_home_and_the_store_stays() {
     let Some(place) = place() else { return };
     let layer = place.container(&id(2), true);
