@@ -1,0 +1,56 @@
+//! Why a container can't be confined as it should be.
+
+use std::error::Error as StdError;
+use std::sync::Arc;
+
+/// What caused an error; shared, for several may wait for one load of a profile.
+pub type Cause = Arc<dyn StdError + Send + Sync>;
+
+/// Why a container can't be confined as it should be. Messages name the field, profile or file.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The request is wrong; repeating it is of no use.
+    #[error("{0}")]
+    Invalid(String),
+    /// The node has not got what is asked for, or can't do it.
+    #[error("{message}")]
+    Node {
+        /// What, and what to do about it.
+        message: String,
+        /// What caused it, whose text the message does not repeat.
+        #[source]
+        source: Option<Cause>,
+    },
+    /// Something did not end in its time.
+    #[error("{0}")]
+    Late(String),
+    /// All SELinux levels belong to pods.
+    #[error("no SELinux level is free")]
+    NoLevel,
+}
+
+/// What confining comes to.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub(crate) fn node(message: impl Into<String>) -> Self {
+        Self::Node { message: message.into(), source: None }
+    }
+
+    /// As [`Error::node`], with what caused it.
+    pub(crate) fn node_because(
+        message: impl Into<String>,
+        source: impl StdError + Send + Sync + 'static,
+    ) -> Self {
+        Self::Node { message: message.into(), source: Some(Arc::new(source)) }
+    }
+}
+
+/// A message and its causes, for tests.
+#[cfg(test)]
+pub(crate) fn chain(error: &dyn StdError) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
+    }
+}
