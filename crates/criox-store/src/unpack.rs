@@ -4,6 +4,7 @@
 //! is kept open at a time, files are made new and changed through their descriptors only, and nothing that isn't a
 //! regular file made here is ever opened. Whiteouts become 0:0 devices, opaque directories get overlay's attribute.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -15,6 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use criox_sys::durable::{self, PathError};
+use criox_sys::idmap::IdRange;
 use criox_sys::inroot::{self, FileTime, Root};
 use criox_sys::xattr;
 use flate2::Compression;
@@ -24,8 +26,9 @@ use rustix::io::Errno;
 
 use crate::digest::Hasher;
 use crate::error::Error;
+use crate::owners::{self, is_kept};
 use crate::stage::Unpacked;
-use crate::tar::{Entry, Kind, Reader, TarError};
+use crate::tar::{Entry, Kind, Reader, Tap, TarError};
 use crate::tarsplit::{self, Checksum};
 
 /// Bounds on what a layer may ask for.
@@ -64,6 +67,39 @@ const OPAQUE_ATTRIBUTE: &str = "trusted.overlay.opaque";
 
 type Split = tarsplit::Writer<GzEncoder<BufWriter<File>>>;
 
+/// Gets to know of each member's content, beside what a [`Tap`] gets.
+pub(crate) trait Notes: Tap {
+    /// A member is done: its name, and size and checksum of its content.
+    fn note(&mut self, name: &[u8], size: u64, checksum: [u8; 8]) -> io::Result<()>;
+}
+
+impl Notes for Split {
+    fn note(&mut self, name: &[u8], size: u64, checksum: [u8; 8]) -> io::Result<()> {
+        self.file(name, size, checksum)
+    }
+}
+
+/// For a stream that is not kept.
+impl Notes for () {
+    fn note(&mut self, _: &[u8], _: u64, _: [u8; 8]) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a stream is laid over, and so how it is read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Ground<'a> {
+    /// A new layer's directory: whiteouts hide what is below, owners stay as they are.
+    Layer,
+    /// A root file system as a container sees it: a name is a name, and owners are those in the container.
+    Mounted {
+        /// Whom the users of the container's namespace are outside; empty without one.
+        users: &'a [IdRange],
+        /// The same for groups.
+        groups: &'a [IdRange],
+    },
+}
+
 /// Unpacks `stream` into the new directory `dest`, and writes the new file `tar_split`.
 pub(crate) fn unpack(
     stream: impl Read,
@@ -77,7 +113,7 @@ pub(crate) fn unpack(
     let split = tarsplit::Writer::new(GzEncoder::new(BufWriter::new(file), Compression::fast()));
     let source = Source { input: stream, hasher: Hasher::sha256(), count: 0, limit: limits.max_bytes };
     let mut reader = Reader::new(source, split);
-    let mut extractor = Extractor::new(Root::open(dest)?, limits);
+    let mut extractor = Extractor::new(Root::open(dest)?, limits, Ground::Layer);
     extractor.run(&mut reader, tar_split)?;
     let (source, split) = reader.into_parts();
     let encoder = split.finish().map_err(split_failed)?;
@@ -114,7 +150,7 @@ impl<R: Read> Read for Source<R> {
 
 #[derive(Debug, thiserror::Error)]
 #[error("stream is longer than the limit of {0} bytes")]
-struct LimitReached(u64);
+pub(crate) struct LimitReached(pub(crate) u64);
 
 fn tar_error(error: TarError, tar_split: &Path) -> Error {
     match error {
@@ -128,9 +164,10 @@ fn tar_error(error: TarError, tar_split: &Path) -> Error {
 }
 
 /// Makes entries below a root.
-struct Extractor<'a> {
+pub(crate) struct Extractor<'a> {
     root: Root,
     limits: &'a UnpackLimits,
+    ground: Ground<'a>,
     /// The directory of the last entry, by its cleaned path.
     parent: Option<(PathBuf, OwnedFd)>,
     /// Times of directories, set when nothing changes them any more.
@@ -139,7 +176,7 @@ struct Extractor<'a> {
     directory_paths: usize,
     seen: HashSet<[u64; 2]>,
     hashers: [RandomState; 2],
-    entries: u64,
+    pub(crate) entries: u64,
     uids: BTreeSet<u32>,
     gids: BTreeSet<u32>,
     keep_root: bool,
@@ -148,10 +185,11 @@ struct Extractor<'a> {
 }
 
 impl<'a> Extractor<'a> {
-    fn new(root: Root, limits: &'a UnpackLimits) -> Self {
+    pub(crate) fn new(root: Root, limits: &'a UnpackLimits, ground: Ground<'a>) -> Self {
         Self {
             root,
             limits,
+            ground,
             parent: None,
             times: Vec::new(),
             directory_paths: 0,
@@ -166,7 +204,12 @@ impl<'a> Extractor<'a> {
         }
     }
 
-    fn run<R: Read>(&mut self, reader: &mut Reader<R, Split>, tar_split: &Path) -> Result<(), Error> {
+    /// Makes all members of a stream; `tar_split` is the tap's path, for errors.
+    pub(crate) fn run<R: Read, T: Notes>(
+        &mut self,
+        reader: &mut Reader<R, T>,
+        tar_split: &Path,
+    ) -> Result<(), Error> {
         let from_tar = |e| tar_error(e, tar_split);
         while let Some(entry) = reader.next_entry().map_err(from_tar)? {
             self.entries += 1;
@@ -180,8 +223,8 @@ impl<'a> Extractor<'a> {
             let path =
                 clean(&entry.name).ok_or_else(|| refused(&entry, "its name leads out of the layer"))?;
             self.check_new(&entry, &path)?;
-            let note = |reader: &mut Reader<R, Split>, size, checksum| {
-                let noted = reader.tap_mut().file(&entry.name, size, checksum);
+            let note = |reader: &mut Reader<R, T>, size, checksum| {
+                let noted = reader.tap_mut().note(&entry.name, size, checksum);
                 noted.map_err(|e| Error::from(PathError::new("write", tar_split, e)))
             };
             if entry.kind == Kind::Regular && entry.sparse.is_none() {
@@ -206,14 +249,14 @@ impl<'a> Extractor<'a> {
     }
 
     /// A regular file; its content's checksum.
-    fn regular<R: Read>(
+    fn regular<R: Read, T: Notes>(
         &mut self,
-        reader: &mut Reader<R, Split>,
+        reader: &mut Reader<R, T>,
         entry: &Entry,
         path: &Path,
     ) -> Result<[u8; 8], Failure> {
         let mut checksum = Checksum::default();
-        let file = match Target::of(path)? {
+        let file = match self.target(path)? {
             Target::Plain(name) => Some(self.make_file(path, name)?),
             // A whiteout with content: the content is read over.
             target => {
@@ -244,16 +287,16 @@ impl<'a> Extractor<'a> {
     }
 
     /// Everything but a plain regular file.
-    fn special<R: Read>(
+    fn special<R: Read, T: Notes>(
         &mut self,
-        reader: &mut Reader<R, Split>,
+        reader: &mut Reader<R, T>,
         entry: &Entry,
         path: &Path,
     ) -> Result<(), Failure> {
         if path.as_os_str().is_empty() {
             return self.root_entry(entry);
         }
-        let name = match Target::of(path)? {
+        let name = match self.target(path)? {
             Target::Plain(name) => name,
             marker => return self.marker(entry, path, &marker),
         };
@@ -300,9 +343,9 @@ impl<'a> Extractor<'a> {
         Ok(())
     }
 
-    fn sparse_file<R: Read>(
+    fn sparse_file<R: Read, T: Notes>(
         &mut self,
-        reader: &mut Reader<R, Split>,
+        reader: &mut Reader<R, T>,
         entry: &Entry,
         path: &Path,
         name: &OsStr,
@@ -447,8 +490,8 @@ impl<'a> Extractor<'a> {
         if FileType::from_raw_mode(file.st_mode) == FileType::Symlink {
             return Ok(());
         }
-        let repeats =
-            (file.st_uid, file.st_gid, file.st_mode & 0o7777) == (entry.uid, entry.gid, entry.mode & 0o7777);
+        let (uid, gid) = self.owner(entry);
+        let repeats = (file.st_uid, file.st_gid, file.st_mode & 0o7777) == (uid, gid, entry.mode & 0o7777);
         if !repeats || !entry.xattrs.is_empty() {
             return self.finish(entry, fd.as_fd());
         }
@@ -461,7 +504,8 @@ impl<'a> Extractor<'a> {
     fn finish(&mut self, entry: &Entry, fd: BorrowedFd<'_>) -> Result<(), Failure> {
         self.uids.insert(entry.uid);
         self.gids.insert(entry.gid);
-        inroot::set_owner(fd, entry.uid, entry.gid)?;
+        let (uid, gid) = self.owner(entry);
+        inroot::set_owner(fd, uid, gid)?;
         if entry.kind != Kind::Symlink {
             inroot::set_mode(fd, entry.mode)?;
         }
@@ -470,7 +514,11 @@ impl<'a> Extractor<'a> {
             return Err(Failure::Refused("it has more than 64 KiB of extended attributes"));
         }
         for (name, value) in entry.xattrs.iter().filter(|(name, _)| is_kept(name)) {
-            match xattr::set(fd, OsStr::from_bytes(name), value) {
+            let value = match self.ground {
+                Ground::Mounted { users, groups } => owners::attribute_to_host(name, value, users, groups),
+                Ground::Layer => Cow::Borrowed(value.as_slice()),
+            };
+            match xattr::set(fd, OsStr::from_bytes(name), &value) {
                 Err(e) if e.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => {}
                 result => result?,
             }
@@ -494,6 +542,25 @@ impl<'a> Extractor<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whom an entry belongs to, on the node.
+    fn owner(&self, entry: &Entry) -> (u32, u32) {
+        match self.ground {
+            Ground::Layer => (entry.uid, entry.gid),
+            Ground::Mounted { users, groups } => {
+                (owners::host_of(users, entry.uid), owners::host_of(groups, entry.gid))
+            }
+        }
+    }
+
+    fn target<'p>(&self, path: &'p Path) -> Result<Target<'p>, Failure> {
+        match self.ground {
+            Ground::Layer => Target::of(path),
+            Ground::Mounted { .. } => {
+                path.file_name().map(Target::Plain).ok_or(Failure::Refused("it has no name"))
+            }
+        }
     }
 
     /// Counts written bytes, and looks now and then whether enough is free.
@@ -536,13 +603,6 @@ impl<'a> Target<'a> {
             hidden => Ok(Self::Whiteout(OsStr::from_bytes(hidden))),
         }
     }
-}
-
-/// Attributes that a layer may set. Those of overlay and of security modules would steer the host.
-fn is_kept(name: &[u8]) -> bool {
-    name == b"security.capability"
-        || name.starts_with(b"system.posix_acl_")
-        || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
 }
 
 /// Access time (never before the modification) and modification time.

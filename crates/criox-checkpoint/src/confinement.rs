@@ -1,0 +1,231 @@
+//! Whether what CRIU would make is confined as the live request asks: its mounts and its filters of system calls.
+//!
+//! The caller says what is asked for, in the words of the OCI runtime specification; the images say what would be.
+
+use std::path::Path;
+
+use criox_sys::inroot::Root;
+
+use crate::changes::real_path;
+use crate::criu::{Filters, Mount, Processes, Seccomp};
+use crate::error::Error;
+
+/// Below these, mounts come and go with the runtime and the kernel: one for each controller, a console.
+const RUNTIMES: [&str; 2] = ["/sys/fs/cgroup/", "/dev/console"];
+
+/// On a cgroup v1 node crun makes this a tmpfs that can be written to, and mounts the hierarchies read-only in it.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// What a container may see, as its live specification has it.
+#[derive(Debug, Clone, Default)]
+pub struct Confinement<'a> {
+    /// The container's root file system with the checkpoint's changes, mounted: a destination behind a link in it
+    /// (`/var/run`) is mounted at where the link leads. Without it destinations are taken as they are.
+    pub root: Option<&'a Path>,
+    /// The destinations of all mounts, and whether each is read-only.
+    pub mounts: Vec<(&'a str, bool)>,
+    /// `linux.maskedPaths`.
+    pub masked: Vec<&'a str>,
+    /// `linux.readonlyPaths`.
+    pub read_only: Vec<&'a str>,
+}
+
+impl Confinement<'_> {
+    /// Holds the mounts of a checkpoint ([`crate::Intake::mounts`]) against it: none may be more than is asked for, and no
+    /// mask may be missing that the node would have put there.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], with the place.
+    pub fn check(&self, mounts: &[Mount]) -> Result<(), Error> {
+        // What is masked lies in proc and sysfs, and those are the same on the node.
+        self.check_where(mounts, |path| Path::new(path).symlink_metadata().is_ok())
+    }
+
+    fn check_where(&self, mounts: &[Mount], on_node: impl Fn(&str) -> bool) -> Result<(), Error> {
+        let refused = |place: &str, why: &str| Err(Error::refused(format!("mount at {place}"), why));
+        let destinations = self.destinations()?;
+        for mount in mounts {
+            let point = mount.point.as_str();
+            let of_runtime = RUNTIMES.iter().any(|place| point.starts_with(place));
+            let named = self.masked.contains(&point) || self.read_only.contains(&point);
+            let asked = destinations.iter().any(|(destination, _)| destination == point);
+            // What the runtime hands in along with a volume: mounts inside it.
+            let inside = mount.external.is_some()
+                && destinations.iter().any(|(destination, _)| Path::new(point).starts_with(destination));
+            // The name under which a runtime hands a volume in is its destination: it is read-only wherever it is put.
+            let handed_in = |destination: &str| mount.external.as_deref() == Some(destination);
+            if !mount.read_only && self.mounts.iter().any(|(place, read_only)| *read_only && handed_in(place))
+            {
+                return refused(point, "it is of a volume that the request has read-only");
+            }
+            if point != "/" && !of_runtime && !named && !asked && !inside {
+                return refused(point, "the request has none there");
+            }
+        }
+        let at = |place: &str| mounts.iter().filter(|mount| mount.point == place).collect::<Vec<_>>();
+        for (destination, read_only) in &destinations {
+            if *read_only && destination != CGROUPS && at(destination).iter().any(|mount| !mount.read_only) {
+                return refused(destination, "the request has it read-only, and the checkpoint has not");
+            }
+        }
+        let in_kernel =
+            |path: &&&str| (path.starts_with("/proc/") || path.starts_with("/sys/")) && on_node(path);
+        for masked in self.masked.iter().filter(in_kernel) {
+            if at(masked).is_empty() {
+                return refused(masked, "the request masks this path, and the checkpoint shows it");
+            }
+        }
+        for path in self.read_only.iter().filter(in_kernel) {
+            if !at(path).iter().any(|mount| mount.read_only) {
+                return refused(path, "the request has this path read-only, and the checkpoint has not");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Confinement<'_> {
+    /// Where the mounts are in the end.
+    fn destinations(&self) -> Result<Vec<(String, bool)>, Error> {
+        let root = self.root.map(Root::open).transpose()?;
+        let real = |destination: &str| match &root {
+            Some(root) => format!("/{}", real_path(root, Path::new(destination)).display()),
+            None => destination.to_owned(),
+        };
+        Ok(self.mounts.iter().map(|(destination, read_only)| (real(destination), *read_only)).collect())
+    }
+}
+
+impl Processes {
+    /// The first call of `refused` that the filters of any thread can let through, and the thread: calls are architecture
+    /// (`AUDIT_ARCH_…`) and number. A thread without a filter lets everything through.
+    pub fn lets_through(&self, refused: &[(u32, u32)]) -> Option<(u32, (u32, u32))> {
+        // Nearly all threads have the same filters.
+        let mut known: Vec<&Filters> = Vec::new();
+        for thread in self.threads() {
+            let found = match &thread.credentials.seccomp {
+                Seccomp::Strict => None,
+                Seccomp::Disabled => refused.first(),
+                Seccomp::Filter(filters) if known.contains(&filters) => None,
+                Seccomp::Filter(filters) => {
+                    known.push(filters);
+                    refused.iter().find(|(arch, number)| filters.may_allow(*arch, *number))
+                }
+            };
+            if let Some(call) = found {
+                return Some((thread.tid, *call));
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const X86_64: u32 = 0xc000_003e;
+
+    fn images() -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/images/criu-4.2")
+    }
+
+    /// The specification that the real dump's container had.
+    fn asked() -> Confinement<'static> {
+        Confinement {
+            root: None,
+            mounts: vec![
+                ("/proc", false),
+                ("/dev", false),
+                ("/dev/pts", false),
+                ("/dev/shm", false),
+                ("/dev/mqueue", false),
+                ("/sys", true),
+                ("/sys/fs/cgroup", true),
+            ],
+            masked: vec!["/proc/acpi", "/proc/keys", "/proc/timer_list", "/proc/scsi", "/sys/firmware"],
+            read_only: vec!["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"],
+        }
+    }
+
+    fn on_node(path: &str) -> bool {
+        path != "/proc/scsi"
+    }
+
+    #[track_caller]
+    fn check_refused(asked: &Confinement<'_>, mounts: &[Mount], place: &str) {
+        let error = asked.check_where(mounts, on_node).unwrap_err().to_string();
+        assert!(error.contains(&format!("mount at {place}:")), "{error}");
+    }
+
+    #[test]
+    fn a_real_dump_is_confined_as_its_container_was() {
+        let mounts = crate::criu::mounts(&images()).unwrap();
+        asked().check_where(&mounts, on_node).unwrap();
+        // One that asks for more masks, or for more that is read-only.
+        let mut more = asked();
+        more.masked.push("/proc/kcore");
+        check_refused(&more, &mounts, "/proc/kcore");
+        let mut more = asked();
+        more.read_only.push("/proc/sysrq-trigger");
+        check_refused(&more, &mounts, "/proc/sysrq-trigger");
+        let mut more = asked();
+        more.mounts[3].1 = true;
+        check_refused(&more, &mounts, "/dev/shm");
+        // A privileged container's dump has no masks.
+        let bare: Vec<Mount> = mounts.iter().filter(|mount| mount.point != "/proc/keys").cloned().collect();
+        check_refused(&asked(), &bare, "/proc/keys");
+        let mut writable = mounts.clone();
+        writable
+            .iter_mut()
+            .filter(|mount| mount.point == "/proc/sys")
+            .for_each(|mount| mount.read_only = false);
+        check_refused(&asked(), &writable, "/proc/sys");
+    }
+
+    #[test]
+    fn a_mount_that_nobody_asked_for_is_refused() {
+        let mounts = crate::criu::mounts(&images()).unwrap();
+        let with = |point: &str, external: Option<&str>| {
+            let external = external.map(str::to_owned);
+            [&mounts[..], &[Mount { point: point.into(), external, read_only: false }]].concat()
+        };
+        let mut asked = asked();
+        asked.mounts.push(("/data", false));
+        check_refused(&asked, &with("/host", Some("/host")), "/host");
+        // Another proc, in which nothing is masked, also inside a volume.
+        check_refused(&asked, &with("/data/proc", None), "/data/proc");
+        check_refused(&asked, &with("/database", Some("x")), "/database");
+        asked.check_where(&with("/data/inner", Some("/data/inner")), on_node).unwrap();
+        asked.check_where(&with("/dev/console", None), on_node).unwrap();
+        // A read-only volume once more, inside another.
+        asked.mounts.push(("/safe", true));
+        check_refused(&asked, &with("/data/inner", Some("/safe")), "/data/inner");
+    }
+
+    #[test]
+    fn a_destination_behind_a_link_is_where_the_link_leads() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("run/secrets")).unwrap();
+        std::fs::create_dir(root.path().join("var")).unwrap();
+        std::os::unix::fs::symlink("/run", root.path().join("var/run")).unwrap();
+        let mut mounts = crate::criu::mounts(&images()).unwrap();
+        let external = Some("/var/run/secrets".to_owned());
+        mounts.push(Mount { point: "/run/secrets".into(), external, read_only: true });
+        let mut asked = asked();
+        asked.mounts.push(("/var/run/secrets", true));
+        check_refused(&asked, &mounts, "/run/secrets");
+        asked.root = Some(root.path());
+        asked.check_where(&mounts, on_node).unwrap();
+    }
+
+    #[test]
+    fn the_first_call_that_gets_through_is_told() {
+        let mut processes = Processes::read(&images()).unwrap();
+        assert_eq!(processes.lets_through(&[(X86_64, 167), (X86_64, 169)]), None);
+        assert_eq!(processes.lets_through(&[(X86_64, 167), (X86_64, 165)]), Some((1, (X86_64, 165))));
+        processes.processes[1].threads[0].credentials.seccomp = Seccomp::Disabled;
+        assert_eq!(processes.lets_through(&[(X86_64, 167)]), Some((2, (X86_64, 167))));
+        assert_eq!(processes.lets_through(&[]), None);
+    }
+}
