@@ -226,6 +226,22 @@ impl Client {
         }
     }
 
+    /// Freezes containers for as long as the other end of `lease`, a stream socket, is open.
+    ///
+    /// # Errors
+    /// As [`Client::call`]; then nothing is frozen once `lease`'s other end is closed.
+    pub async fn freeze(
+        &self,
+        freeze: crate::proto::Freeze,
+        lease: OwnedFd,
+        deadline: Duration,
+    ) -> Result<(), CallError> {
+        match self.call_with(request::Verb::Freeze(freeze), vec![lease], deadline).await? {
+            reply::Result::Done(_) => Ok(()),
+            _ => Err(CallError::Unexpected),
+        }
+    }
+
     /// Sends a verb whose reply says only that it is done.
     ///
     /// # Errors

@@ -2,8 +2,10 @@
 //! for the same message, or read these as something else.
 
 use criox_monitor_api::proto::{
-    Attach, CloseStdin, Event, Exec, ExecFinished, ExecStarted, ExitFacts, Exited, Failure, Hello, Message,
-    Reply, Request, Resize, Update, event, failure, message, reply, request::Verb,
+    Attach, Checkpoint, CloseStdin, ContainerState, Create, Event, Exec, ExecFinished, ExecStarted,
+    ExitFacts, Exited, Failure, ForbiddenCall, ForbiddenCalls, Freeze, Hello, ListReply, ListenSeccomp,
+    Message, Reply, Request, Resize, Restore, SeccompListening, SeccompNotified, Thaw, Update, event,
+    failure, message, reply, request::Verb,
 };
 
 #[track_caller]
@@ -38,6 +40,28 @@ fn requests_of_version_one_keep_their_bytes() {
     let resize = Resize { container_id: "c".into(), exec_id: "e".into(), width: 80, height: 24 };
     check(&request(Verb::Resize(resize)), "080782010a0a016312016518502018");
     check(&request(Verb::CloseStdin(CloseStdin { container_id: "c".into() })), "08078a01030a0163");
+    let listen = ListenSeccomp { container_id: "c".into() };
+    check(&request(Verb::ListenSeccomp(listen)), "0807e202030a0163");
+    let freeze = Freeze { container_ids: vec!["c".into()], timeout_ms: 7 };
+    check(&request(Verb::Freeze(freeze)), "0807d202050a01631007");
+    let thaw = Thaw { container_ids: vec!["c".into()] };
+    check(&request(Verb::Thaw(thaw)), "0807da02030a0163");
+    let checkpoint = Checkpoint {
+        container_id: "c".into(),
+        image_path: "/i".into(),
+        work_path: "/w".into(),
+        timeout_ms: 7,
+    };
+    check(&request(Verb::Checkpoint(checkpoint)), "0807c2020d0a016312022f691a022f772007");
+    let from = Restore {
+        image_path: "/i".into(),
+        work_path: "/w".into(),
+        lsm_profile: "p".into(),
+        lsm_mount_context: "m".into(),
+        cgroup: "/g".into(),
+    };
+    let create = Create { container_id: "c".into(), restore: Some(from), ..Create::default() };
+    check(&request(Verb::Create(create)), "08072a170a016352120a022f6912022f771a017022016d2a022f67");
     let update = Update {
         container_id: "c".into(),
         resources: b"{}".to_vec(),
@@ -61,4 +85,23 @@ fn messages_of_version_one_keep_their_bytes() {
     let exited = event::Kind::Exited(Exited { container_id: "c".into(), exit: Some(exit) });
     let event = Message { kind: Some(message::Kind::Event(Event { number: 2, kind: Some(exited) })) };
     check(&event, "12120802120e0a0163120908890110091801200b");
+    let listening = SeccompListening { path: "/p".into() };
+    check(&reply(reply::Result::SeccompListening(listening)), "0a08080752040a022f70");
+    let call = ForbiddenCall { arch: 0xc000_003e, number: -1, count: 3 };
+    let forbidden = Some(ForbiddenCalls { calls: vec![call], first_at: 4, last_at: 5 });
+    let state = ContainerState {
+        container_id: "c".into(),
+        forbidden: forbidden.clone(),
+        ..ContainerState::default()
+    };
+    let list = ListReply { containers: vec![state], ..ListReply::default() };
+    check(
+        &reply(reply::Result::List(list)),
+        "0a24080742200a1e0a016342190a1308be8080800c10ffffffffffffffffff01180310041805",
+    );
+    let notified = event::Kind::SeccompNotified(SeccompNotified { container_id: "c".into(), forbidden });
+    check(
+        &Message { kind: Some(message::Kind::Event(Event { number: 2, kind: Some(notified) })) },
+        "12220802321e0a016312190a1308be8080800c10ffffffffffffffffff01180310041805",
+    );
 }

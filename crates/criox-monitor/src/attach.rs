@@ -140,7 +140,8 @@ impl Monitor {
         if !matches!(container.phase, Phase::Created | Phase::Running) || container.exit.is_some() {
             return refused(format!("container {} does not run", container.id));
         }
-        if container.terminal.is_some() != request.terminal {
+        let waits = container.restore.as_ref().is_some_and(|waiting| waiting.terminal());
+        if (container.terminal.is_some() || waits) != request.terminal {
             let has = if request.terminal { "no" } else { "a" };
             return refused(format!("container {} has {has} terminal", container.id));
         }
@@ -254,8 +255,15 @@ impl Monitor {
     fn pass_on(&mut self, number: u32) {
         let Some(client) = self.attached.get_mut(&number) else { return };
         let owner = client.container;
-        let stdin = self.containers.get(&owner).and_then(stdin_of);
-        let waits = match stdin.map(|stdin| write(stdin, &client.input)) {
+        let owned = self.containers.get(&owner);
+        let stdin = owned.and_then(stdin_of);
+        // Its terminal is still to come.
+        let restored = owned.is_some_and(|c| c.restore.as_ref().is_some_and(|waiting| waiting.terminal()));
+        let taken = match stdin {
+            None if restored => Some(Ok(0)),
+            stdin => stdin.map(|stdin| write(stdin, &client.input)),
+        };
+        let waits = match taken {
             Some(Ok(taken)) if taken < client.input.len() => {
                 client.input.drain(..taken);
                 true

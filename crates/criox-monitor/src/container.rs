@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Instant;
 
 use criox_monitor_api::proto::{self, ContainerState, ExitFacts, container_state};
@@ -10,7 +11,9 @@ use criox_sys::process::Pidfd;
 
 use crate::console::Console;
 use crate::exec::Exec;
+use crate::journald::Origin;
 use crate::oom::OomWatch;
+use crate::restore::Waiting;
 
 /// `Creating → Created → Running → Exited`; a container may exit from Created too. Creating is in no list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +46,8 @@ pub(crate) struct Container {
     pub(crate) settling: Option<Instant>,
     /// The output goes to a file.
     pub(crate) logged: bool,
+    /// It goes to the journal, too.
+    pub(crate) journal: Option<Rc<Origin>>,
     /// Records that are gathered for the log writer.
     pub(crate) pending: Vec<u8>,
     pub(crate) pending_records: u64,
@@ -60,6 +65,12 @@ pub(crate) struct Container {
     pub(crate) execs: BTreeMap<String, Exec>,
     /// Groups of ended execs whose descendants live on.
     pub(crate) lingering: Vec<String>,
+    /// As the freezer names its group; empty until created.
+    pub(crate) freezer: String,
+    /// It is restored when it is started.
+    pub(crate) restore: Option<Box<Waiting>>,
+    /// It was.
+    pub(crate) restored: bool,
     /// An update is at work.
     pub(crate) updating: bool,
     /// A delete is at work.
@@ -82,6 +93,7 @@ impl Container {
             exit: None,
             settling: None,
             logged,
+            journal: None,
             pending: Vec::new(),
             pending_records: 0,
             gathering: false,
@@ -93,6 +105,9 @@ impl Container {
             oom: None,
             execs: BTreeMap::new(),
             lingering: Vec::new(),
+            freezer: String::new(),
+            restore: None,
+            restored: false,
             updating: false,
             deleting: Vec::new(),
             delete_until: None,
@@ -115,6 +130,7 @@ impl Container {
             started_at: self.started_at,
             exit: self.exit,
             cgroup: self.cgroup.clone(),
+            forbidden: None,
         })
     }
 }
@@ -146,6 +162,12 @@ pub(crate) enum Purpose {
         process_file: PathBuf,
     },
     Update(Box<crate::update::Change>),
+    Checkpoint,
+    Restore {
+        console: Option<Console>,
+    },
+    /// Deletes what a failed restore left.
+    Unrestore,
     Delete,
     /// Deletes what a failed creation left; the creator is told `failure` afterwards.
     Undo {

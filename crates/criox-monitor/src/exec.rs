@@ -46,6 +46,9 @@ pub(crate) struct Exec {
 impl Monitor {
     /// `fds` in the order stdin, stdout, stderr, those that are asked for.
     pub(crate) fn exec(&mut self, caller: Caller, request: proto::Exec, fds: Vec<OwnedFd>) {
+        if let Some(number) = self.find(&request.container_id).filter(|number| self.freezer.holds(*number)) {
+            return self.hold_exec(number, caller, request, fds);
+        }
         if let Err(result) = self.try_exec(caller, &request, fds) {
             self.answer(caller, result);
         }
@@ -161,7 +164,8 @@ impl Monitor {
         namespaces::give(stdio.as_ref(), self.pod_root);
         let score: Score = serde_json::from_slice(&request.process)
             .map_err(|error| failure(Kind::Internal, format!("the process is no OCI process: {error}")))?;
-        let start = ExecStart { cgroup: handle.as_ref(), oom_score: score.oom_score_adj };
+        let start =
+            ExecStart { cgroup: handle.as_ref(), oom_score: score.oom_score_adj, dies_with_monitor: false };
         let started = oci::start(runtime, &files.log, &args, stdio, Some(start))
             .map_err(|error| not_started(&error))?;
         Ok((started, console))
@@ -281,6 +285,9 @@ impl Monitor {
     }
 
     pub(crate) fn end_exec(&mut self, request: &proto::EndExec) -> reply::Result {
+        if self.end_held(&request.container_id, &request.exec_id) {
+            return done();
+        }
         let number = self.find(&request.container_id);
         let known = number
             .and_then(|n| self.containers.get(&n))

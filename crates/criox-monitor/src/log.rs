@@ -134,6 +134,30 @@ impl Splitter {
     }
 }
 
+/// A record, read again.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Record<'a> {
+    pub(crate) stream: Stream,
+    /// The next one of its stream continues it.
+    pub(crate) partial: bool,
+    pub(crate) piece: &'a [u8],
+    /// Bytes that it takes in the log.
+    pub(crate) length: usize,
+}
+
+/// The records in what a [`Splitter`] has made.
+pub(crate) fn records(data: &[u8]) -> impl Iterator<Item = Record<'_>> {
+    let mut rest = data;
+    std::iter::from_fn(move || {
+        let length = memchr::memchr(b'\n', rest)? + 1;
+        let (line, after) = rest.split_at(length);
+        rest = after;
+        let stream =
+            if line[30..].starts_with(Stream::Stdout.field()) { Stream::Stdout } else { Stream::Stderr };
+        Some(Record { stream, partial: line[38] == b'P', piece: &line[40..length - 1], length })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,6 +237,13 @@ mod tests {
                 count += 1;
             }
             prop_assert_eq!(joined, reads.concat());
+            let again = super::records(&out).map(|record| {
+                (record.stream == Stream::Stderr, record.partial, record.piece.to_vec(), record.length)
+            });
+            let lines = out.split_inclusive(|b| *b == b'\n').map(|line| {
+                (true, line[38] == b'P', line[40..line.len() - 1].to_vec(), line.len())
+            });
+            prop_assert!(again.eq(lines));
             prop_assert_eq!(count, records);
         }
     }

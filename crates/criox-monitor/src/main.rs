@@ -5,13 +5,18 @@
 
 mod args;
 mod attach;
+mod checkpoint;
 mod client;
 mod clock;
 mod console;
 mod container;
 mod exec;
 mod exits;
+mod freeze;
+mod freezer;
+mod held;
 mod init;
+mod journald;
 mod log;
 mod log_writer;
 mod monitor;
@@ -19,7 +24,10 @@ mod namespaces;
 mod oci;
 mod oom;
 mod output;
+mod pipes;
+mod restore;
 mod runtime_run;
+mod seccomp;
 mod side_process;
 mod stream;
 mod update;
@@ -60,7 +68,10 @@ fn run(args: args::Args) -> std::io::Result<()> {
     // Refused without CAP_SYS_RESOURCE: then the kernel may take the monitor like any process.
     let score = std::fs::OpenOptions::new().write(true).open("/proc/self/oom_score_adj");
     let _ = score.and_then(|mut file| file.write_all(b"-998"));
-    monitor::Monitor::new(args)?.run()
+    let mut monitor = monitor::Monitor::new(args)?;
+    let result = monitor.run();
+    monitor.thaw_all();
+    result
 }
 
 /// A line for the monitor's own log.

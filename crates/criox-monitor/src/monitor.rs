@@ -15,9 +15,15 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 
 use crate::args::Args;
 use crate::attach::Attached;
+use crate::checkpoint::Checkpoint;
 use crate::client::{Client, Events, reply as reply_message};
 use crate::container::{Caller, Container, RuntimeRun};
+use crate::freeze::Lease;
+use crate::freezer::Freezer;
+use crate::held::HeldExec;
+use crate::journald::Journal;
 use crate::log_writer::LogWriter;
+use crate::seccomp::Seccomp;
 use crate::side_process::Helper;
 use crate::stream::Output;
 use crate::tell;
@@ -44,6 +50,14 @@ pub(crate) enum Source {
     AttachedOutput(u32),
     /// The stdin of a container.
     Stdin(u32),
+    /// The lease of a freeze.
+    Lease(u32),
+    /// Where runtimes send filters.
+    Notifier(u32),
+    NotifierSender(u32),
+    /// A filter that asks.
+    Notified(u32),
+    Journal,
 }
 
 impl Source {
@@ -60,6 +74,11 @@ impl Source {
             Self::AttachedInput(number) => (8, number),
             Self::AttachedOutput(number) => (9, number),
             Self::Stdin(number) => (10, number),
+            Self::Notifier(number) => (20, number),
+            Self::NotifierSender(number) => (21, number),
+            Self::Notified(number) => (22, number),
+            Self::Journal => (11, 0),
+            Self::Lease(number) => (12, number),
         };
         EventData::new_u64(kind << 32 | u64::from(number))
     }
@@ -77,7 +96,12 @@ impl Source {
             7 => Self::Attached(number),
             8 => Self::AttachedInput(number),
             9 => Self::AttachedOutput(number),
-            _ => Self::Stdin(number),
+            10 => Self::Stdin(number),
+            12 => Self::Lease(number),
+            20 => Self::Notifier(number),
+            21 => Self::NotifierSender(number),
+            22 => Self::Notified(number),
+            _ => Self::Journal,
         }
     }
 }
@@ -96,7 +120,14 @@ pub(crate) enum Timer {
     Linger(u32),
     Delete(u32),
     Attached(u32),
+    Freeze(u32),
+    Held,
+    Checkpoint(u32),
+    Unrestored(u32),
+    NotifierRest(u32),
+    NotifierTell(u32),
     Scratch,
+    Journal,
 }
 
 pub(crate) struct Monitor {
@@ -111,7 +142,14 @@ pub(crate) struct Monitor {
     pub(crate) strays: BTreeMap<i32, i32>,
     /// Creations that wait for their log file.
     pub(crate) creates: BTreeMap<u32, WaitingCreate>,
+    pub(crate) freezer: Freezer,
+    pub(crate) leases: BTreeMap<u32, Lease>,
+    pub(crate) held: Vec<HeldExec>,
+    /// By the container.
+    pub(crate) checkpoints: BTreeMap<u32, Checkpoint>,
     pub(crate) writer: LogWriter,
+    pub(crate) seccomp: Seccomp,
+    pub(crate) journal: Journal,
     pub(crate) events: Events,
     pub(crate) dropped: u64,
     pub(crate) ends: bool,
@@ -148,7 +186,13 @@ impl Monitor {
             helpers: BTreeMap::new(),
             strays: BTreeMap::new(),
             creates: BTreeMap::new(),
+            freezer: Freezer::default(),
+            leases: BTreeMap::new(),
+            held: Vec::new(),
+            checkpoints: BTreeMap::new(),
             writer: LogWriter::new()?,
+            seccomp: Seccomp::default(),
+            journal: Journal::default(),
             events: Events::default(),
             dropped: 0,
             ends: false,
@@ -259,7 +303,14 @@ impl Monitor {
                 Timer::Linger(number) => self.remove_lingering(number),
                 Timer::Delete(number) => self.deleted(number, None),
                 Timer::Attached(number) => self.attached_late(number),
+                Timer::Freeze(number) => self.look_at_freeze(number),
+                Timer::Held => self.look_at_held(),
+                Timer::Checkpoint(number) => self.look_at_checkpoint(number),
+                Timer::Unrestored(number) => self.look_at_unrestored(number),
+                Timer::NotifierRest(number) => self.notifier_rested(number),
+                Timer::NotifierTell(number) => self.tell_forbidden(number),
                 Timer::Scratch => self.shrink(),
+                Timer::Journal => self.journal_again(),
             }
         }
     }
@@ -277,6 +328,11 @@ impl Monitor {
             Source::AttachedInput(number) => self.input_ready(number),
             Source::AttachedOutput(number) => self.output_ready(number),
             Source::Stdin(number) => self.stdin_ready(number),
+            Source::Lease(number) => self.freeze_ended(number),
+            Source::Notifier(number) => self.notifier_ready(number),
+            Source::NotifierSender(number) => self.sender_ready(number),
+            Source::Notified(number) => self.notified(number),
+            Source::Journal => self.journal_ready(),
         }
     }
 

@@ -24,11 +24,13 @@ pub(crate) struct Started {
     pub(crate) stderr: Option<OwnedFd>,
 }
 
-/// What the runtime is born with that starts an exec, for its process to inherit.
+/// What the runtime is born with that starts an exec or a restore, for its process to inherit; or a checkpoint.
 pub(crate) struct ExecStart<'a> {
     pub(crate) cgroup: Option<&'a criox_sys::cgroup::EnterHandle>,
     /// crun sets none for an exec, and the monitor's own is far below that of any container.
     pub(crate) oom_score: i32,
+    /// It must not go on when nobody is there to end it.
+    pub(crate) dies_with_monitor: bool,
 }
 
 /// Starts the runtime with a session of its own and its global options. Without `stdio` its standard error is kept.
@@ -49,6 +51,9 @@ pub(crate) fn start<'a>(
     let mut spec = build(runtime, &program, log, args, stdio).map_err(failed)?;
     if let Some(exec) = exec {
         spec.oom_score_adj(exec.oom_score);
+        if exec.dies_with_monitor {
+            spec.death_signal(9);
+        }
         if let Some(cgroup) = exec.cgroup {
             spec.cgroup(cgroup);
         }

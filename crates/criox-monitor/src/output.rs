@@ -120,6 +120,8 @@ impl Monitor {
         if data.is_empty() {
             return false;
         }
+        self.journal(container, &data, records);
+        let Some(owner) = self.containers.get_mut(&container) else { return false };
         owner.queued += data.len();
         owner.log_full |= owner.queued > MAX_QUEUED;
         let full = owner.log_full;
@@ -245,6 +247,7 @@ impl Monitor {
     /// Gives memory back that only a busy monitor needs.
     pub(crate) fn shrink(&mut self) {
         self.scratch = Vec::new();
+        self.journal.shrink();
         self.log_written();
         self.spare = Vec::new();
         process::release_memory();

@@ -33,6 +33,39 @@ impl Monitor {
         run.timed_out = true;
         exec::kill_tree(pid);
         drop(run.process.send_signal(9));
+        let container = run.container;
+        if matches!(run.purpose, Purpose::Checkpoint) {
+            self.kill_checkpoint(container);
+        }
+    }
+
+    /// Ends what the runtime is doing for a container; what follows then is as when its time is over.
+    pub(crate) fn kill_runs(&self, container: u32, which: impl Fn(&Purpose) -> bool) {
+        for run in self.runtimes.values().filter(|run| run.container == container && which(&run.purpose)) {
+            exec::kill_tree(run.process.pid());
+            drop(run.process.send_signal(9));
+        }
+    }
+
+    /// Nobody wants a container any more that is being created: its runtime may hang. What its end leaves is undone as
+    /// after any failure, and [`Monitor::forget`] answers who asked for it.
+    pub(crate) fn end_creation(&mut self, number: u32) {
+        // Its log file is not open yet: a disk that hangs holds up nobody.
+        if let Some(waiting) = self.creates.remove(&number) {
+            self.forget(number, true);
+            return self.answer(waiting.caller, given_up());
+        }
+        let creates =
+            |run: &&mut RuntimeRun| run.container == number && matches!(run.purpose, Purpose::Create { .. });
+        if let Some(run) = self.runtimes.values_mut().find(creates) {
+            exec::kill_tree(run.process.pid());
+            drop(run.process.send_signal(9));
+        }
+    }
+
+    fn is_given_up(&self, run: &RuntimeRun) -> bool {
+        matches!(run.purpose, Purpose::Create { .. })
+            && self.containers.get(&run.container).is_some_and(|container| !container.deleting.is_empty())
     }
 
     pub(crate) fn runtime_ended(&mut self, run: RuntimeRun, status: ExitStatus) {
@@ -41,6 +74,10 @@ impl Monitor {
         // Nothing of the container runs yet when its creation fails: what its pipe holds is the runtime's.
         let stderr = run.stderr.as_ref().or(match &run.purpose {
             Purpose::Create { pipes, .. } => pipes.last().map(|(fd, _)| fd),
+            Purpose::Restore { .. } => {
+                let container = self.containers.get(&run.container);
+                container.and_then(|container| container.restore.as_ref()?.stderr())
+            }
             _ => None,
         });
         let result = match status {
@@ -48,6 +85,7 @@ impl Monitor {
                 Err(failure(Kind::RuntimeTimeout, "the OCI runtime did not end in time and was killed"))
             }
             ExitStatus::Code(0) => Ok(pid),
+            _ if self.is_given_up(&run) => Err(given_up()),
             _ => {
                 let text = error
                     .or_else(|| stderr.and_then(oci::said))
@@ -68,6 +106,9 @@ impl Monitor {
                 drop(std::fs::remove_file(process_file));
                 self.exec_started(run.container, &exec_id, result, console);
             }
+            Purpose::Checkpoint => self.checkpointed(run.container, result.map(drop)),
+            Purpose::Restore { console } => self.restored(run.container, result, console),
+            Purpose::Unrestore => self.look_at_unrestored(run.container),
             Purpose::Update(change) => self.updated(run.container, *change, result.err()),
             Purpose::Delete => self.deleted(run.container, result.err()),
             Purpose::Undo { caller, failure } => {
@@ -77,7 +118,7 @@ impl Monitor {
         }
     }
 
-    fn created(
+    pub(crate) fn created(
         &mut self,
         number: u32,
         pid: Option<i32>,
@@ -90,6 +131,7 @@ impl Monitor {
         let pidfd = Pidfd::open(pid).map_err(|_| broken("its process has ended already"))?;
         let start_time = process::start_time(pid).map_err(|_| broken("its process has ended already"))?;
         let cgroup = self.cgroup_of(pid).unwrap_or_default();
+        let freezer = self.freezer_of(&pid.to_string()).unwrap_or_default();
         let internal = |error: std::io::Error| {
             failure(Kind::Internal, format!("could not take the container's streams: {error}"))
         };
@@ -104,6 +146,7 @@ impl Monitor {
         container.oom = OomWatch::open(&self.cgroups, &cgroup).ok();
         (container.pid, container.start_time, container.pidfd) = (pid, start_time, Some(pidfd));
         container.cgroup.clone_from(&cgroup);
+        container.freezer = freezer;
         container.phase = Phase::Created;
         for output in outputs {
             self.add_output(output).map_err(internal)?;
@@ -120,6 +163,7 @@ impl Monitor {
                 if let Some(code) = self.strays.remove(&pid) {
                     self.container_ended(number, ExitStatus::Code(code));
                 }
+                self.delete_created(number);
             }
             Err(failure) => {
                 let Some(container) = self.containers.get_mut(&number) else { return };
@@ -131,6 +175,17 @@ impl Monitor {
                     self.answer(caller, failure);
                 }
             }
+        }
+    }
+
+    /// It was created a moment before it was to be given up.
+    fn delete_created(&mut self, number: u32) {
+        let Some(container) = self.containers.get(&number).filter(|one| !one.deleting.is_empty()) else {
+            return;
+        };
+        let (id, runtime) = (container.id.clone(), container.runtime.clone());
+        if let Err(result) = self.run_delete(number, &id, &runtime, Purpose::Delete, UNDO_TIMEOUT) {
+            self.deleted(number, Some(result));
         }
     }
 
@@ -153,6 +208,8 @@ impl Monitor {
 
     /// The first process has ended and been reaped.
     pub(crate) fn container_ended(&mut self, number: u32, status: ExitStatus) {
+        self.let_go(number);
+        self.kill_checkpoint(number);
         let Some(container) = self.containers.get_mut(&number) else { return };
         let killed = container.oom.as_ref().is_some_and(|oom| oom.kills() > 0);
         container.exit = Some(ExitFacts {
@@ -163,7 +220,9 @@ impl Monitor {
         });
         container.settling = Some(Instant::now() + SETTLE_TIMEOUT);
         // Without a PID namespace of its own others may live on. The root group is refused.
-        if let Err(error) = self.cgroups.kill_pass(&container.cgroup) {
+        if !container.cgroup.is_empty()
+            && let Err(error) = self.cgroups.kill_pass(&container.cgroup)
+        {
             tell(&format!("could not end what is left of {}: {error}", container.id));
         }
         self.after(SETTLE_TIMEOUT, Timer::Settle(number));
@@ -264,6 +323,11 @@ impl Monitor {
             self.after(LINGER, Timer::Linger(number));
         }
     }
+}
+
+/// What the creator of a container is told that was deleted meanwhile.
+fn given_up() -> reply::Result {
+    failure(Kind::WrongState, "it was deleted while it was being created")
 }
 
 /// The path of one hierarchy in the text of `/proc/<pid>/cgroup` (cgroups(7)); an empty name is v2.

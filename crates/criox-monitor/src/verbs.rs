@@ -1,7 +1,7 @@
 //! What the daemon asks for. Verbs that need the runtime or the log writer are answered later.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use criox_monitor_api::VERSION;
@@ -14,9 +14,10 @@ use criox_sys::pty;
 use crate::client::{done, failure, reply as reply_message};
 use crate::console::Console;
 use crate::container::{Caller, Container, Phase, Purpose, RuntimeRun};
-use crate::log::Stream;
+use crate::journald::Origin;
 use crate::log_writer::Job;
 use crate::monitor::{Monitor, Timer};
+use crate::pipes::Pipes;
 use crate::{exits, namespaces, oci};
 
 /// Where the daemon sets none.
@@ -64,6 +65,13 @@ impl Monitor {
                 let result = self.attach(&attach, fds);
                 self.answer(caller, result);
             }
+            Verb::Freeze(freeze) => {
+                let Some(client) = self.client(client) else { return Ok(()) };
+                for lease in client.reader.take_fds(1)? {
+                    self.freeze(caller, &freeze, lease);
+                }
+            }
+            Verb::Checkpoint(checkpoint) => self.checkpoint(caller, &checkpoint),
             Verb::PinNamespaces(request) => self.pin(caller, request),
             Verb::StartSandboxProcess(request) if request.kind == 1 => self.start_init(caller, request),
             Verb::Subscribe(subscribe) => self.subscribe(caller, subscribe.after),
@@ -85,6 +93,7 @@ impl Monitor {
         match verb {
             Verb::StartSandboxProcess(request) if request.kind == 0 => done(),
             Verb::Signal(signal) => self.signal(&signal),
+            Verb::Thaw(thaw) => self.thaw(&thaw),
             Verb::EndExec(end) => self.end_exec(&end),
             Verb::List(_) => {
                 // Losses may not have been told yet.
@@ -92,6 +101,7 @@ impl Monitor {
                 self.list()
             }
             Verb::Resize(resize) => self.resize(&resize),
+            Verb::ListenSeccomp(listen) => self.listen_seccomp(&listen.container_id),
             Verb::CloseStdin(close) => match self.find(&close.container_id) {
                 Some(number) => {
                     self.close_stdin(number);
@@ -132,11 +142,16 @@ impl Monitor {
     }
 
     fn list(&self) -> reply::Result {
+        let mut containers: Vec<_> = self.containers.values().filter_map(Container::state).collect();
+        for state in &mut containers {
+            state.forbidden = self.seccomp.calls(&state.container_id);
+        }
         reply::Result::List(ListReply {
-            containers: self.containers.values().filter_map(Container::state).collect(),
+            containers,
             last_event: self.events.last(),
             sandbox_process_pid: self.sandbox_process,
             log_lines_dropped: self.dropped,
+            journal_lines_dropped: self.journal.dropped,
         })
     }
 
@@ -149,6 +164,8 @@ impl Monitor {
                     let init = criox_sys::process::Pidfd::open(self.sandbox_process);
                     drop(init.and_then(|init| init.send_signal(9)));
                 }
+                // What it takes now; nobody waits for the rest.
+                self.journal_ready();
                 self.ends = true;
                 done()
             }
@@ -156,6 +173,16 @@ impl Monitor {
     }
 
     fn signal(&mut self, request: &proto::Signal) -> reply::Result {
+        if let Some(number) = self.find(&request.container_id) {
+            self.let_go(number);
+            if request.signal == 9 {
+                self.kill_checkpoint(number);
+            }
+            if self.containers.get(&number).is_some_and(|container| container.restore.is_some()) {
+                self.signal_waiting(number, request.signal);
+                return done();
+            }
+        }
         let Some(container) =
             self.find(&request.container_id).and_then(|number| self.containers.get(&number))
         else {
@@ -214,6 +241,10 @@ impl Monitor {
         let logged = !request.log_path.is_empty();
         let mut container = Container::new(id, runtime, logged);
         container.stdin_once = request.stdin_once;
+        container.journal = request.journal.as_ref().filter(|_| logged).map(|journal| {
+            self.journal.point_at(journal.socket.as_ref());
+            Origin::new(&request.container_id, &journal.name)
+        });
         self.containers.insert(number, container);
         if !logged {
             return self.run_create(number, caller, request);
@@ -253,6 +284,11 @@ impl Monitor {
         let internal = |error: std::io::Error| {
             failure(Kind::Internal, format!("could not prepare the container's streams: {error}"))
         };
+        if let Some(from) = &request.restore {
+            let created = self.create_waiting(number, request, from)?;
+            self.answer(caller, created);
+            return Ok(());
+        }
         let file = self.args.run_dir.join(format!("create-{number}"));
         let (log, pid_file) = (file.with_extension("log"), file.with_extension("pid"));
         let mut args: Vec<&OsStr> = vec![
@@ -274,33 +310,12 @@ impl Monitor {
             args.extend::<[&OsStr; 2]>(["--console-socket".as_ref(), name.as_ref()]);
         }
         args.push(request.container_id.as_ref());
-        let null: OwnedFd =
-            std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").map_err(internal)?.into();
-        let mut pipes = Vec::new();
-        let (mut stdin, mut ends) = (None, Vec::new());
-        if !request.terminal {
-            for stream in [Stream::Stdout, Stream::Stderr] {
-                let (read, write) = pipe().map_err(internal)?;
-                pipes.push((read, stream));
-                ends.push(write);
-            }
-            if request.stdin {
-                let (read, write) = pipe().map_err(internal)?;
-                // Ours alone: the container's end still waits.
-                rustix::io::ioctl_fionbio(&write, true).map_err(|error| internal(error.into()))?;
-                stdin = Some(read);
-                if let Some(container) = self.containers.get_mut(&number) {
-                    container.stdin = Some(write);
-                }
-            }
+        let Pipes { outputs: pipes, stdin, ends } = Pipes::open(request).map_err(internal)?;
+        if let Some(container) = self.containers.get_mut(&number) {
+            container.stdin = stdin;
         }
-        let end = |fd: Option<&OwnedFd>| fd.unwrap_or(&null).as_fd().try_clone_to_owned();
-        let stdio = [end(stdin.as_ref()), end(ends.first()), end(ends.get(1))];
-        let [stdin, stdout, stderr] = stdio;
-        let stdio = [stdin.map_err(internal)?, stdout.map_err(internal)?, stderr.map_err(internal)?];
-        let borrowed = [stdio[0].as_fd(), stdio[1].as_fd(), stdio[2].as_fd()];
         // With a terminal none of its streams is the container's.
-        let stdio = (!request.terminal).then_some(borrowed);
+        let stdio = (!request.terminal).then(|| ends.borrowed());
         namespaces::give(stdio.as_ref(), self.pod_root);
         let started = oci::start(&runtime, &log, &args, stdio, None).map_err(|e| not_started(&e))?;
         let purpose = Purpose::Create { caller, pipes, console };
@@ -331,6 +346,9 @@ impl Monitor {
             return self.answer(caller, not_found(&request.container_id));
         };
         let Some(container) = self.containers.get(&number) else { return };
+        if container.restore.is_some() || container.restored {
+            return self.start_restored(number, caller, request);
+        }
         match container.phase {
             Phase::Created => {}
             // The daemon asks again after it was killed.
@@ -366,20 +384,31 @@ impl Monitor {
     }
 
     fn delete(&mut self, caller: Caller, request: &proto::Delete) {
-        let Some(number) = self.find(&request.container_id) else { return self.answer(caller, done()) };
+        let Some(number) = self.find(&request.container_id) else {
+            // Its creation was never asked for.
+            self.forget_notifier(&request.container_id);
+            return self.answer(caller, done());
+        };
         let Some(container) = self.containers.get_mut(&number) else { return };
-        if container.phase == Phase::Creating {
-            let text = format!("container {} is being created", container.id);
-            return self.answer(caller, failure(Kind::WrongState, text));
-        }
         container.deleting.push(caller);
         if container.deleting.len() > 1 {
             return;
         }
+        if container.phase == Phase::Creating {
+            return self.end_creation(number);
+        }
+        if container.restore.is_some() {
+            return self.delete_waiting(number);
+        }
+        self.let_go(number);
+        self.kill_checkpoint(number);
+        self.begin_delete(number, timeout(request.timeout_ms));
+    }
+
+    pub(crate) fn begin_delete(&mut self, number: u32, limit: Duration) {
+        let Some(container) = self.containers.get(&number) else { return };
         let (id, runtime) = (container.id.clone(), container.runtime.clone());
-        if let Err(result) =
-            self.run_delete(number, &id, &runtime, Purpose::Delete, timeout(request.timeout_ms))
-        {
+        if let Err(result) = self.run_delete(number, &id, &runtime, Purpose::Delete, limit) {
             self.deleted(number, Some(result));
         }
     }
@@ -422,6 +451,7 @@ impl Monitor {
 
     /// Drops all that is held of a container. `undone`: its creation failed, and a log file made for it goes too.
     pub(crate) fn forget(&mut self, number: u32, undone: bool) {
+        self.let_go(number);
         for output in self.outputs_of(number) {
             self.outputs.remove(&output);
         }
@@ -429,8 +459,14 @@ impl Monitor {
         self.end_attached(number);
         self.send_pending(number);
         self.unwatch_oom(number);
-        if self.containers.remove(&number).is_some_and(|container| container.logged) {
+        let Some(container) = self.containers.remove(&number) else { return };
+        if container.logged {
             drop(self.writer.send(Job::Close { log: number, forget: undone }));
+        }
+        self.forget_notifier(&container.id);
+        // Of a container that was deleted while it was being created.
+        for caller in container.deleting {
+            self.answer(caller, done());
         }
     }
 }

@@ -36,6 +36,9 @@ pub enum CgroupError {
     /// A path that is not absolute or has `.` or `..` in it.
     #[error("cgroup path {0:?} is not absolute and plain")]
     BadPath(String),
+    /// v1 without the freezer's hierarchy.
+    #[error("no freezer hierarchy is mounted")]
+    NoFreezer,
     /// A name that is no systemd slice.
     #[error("{0:?} is not the name of a systemd slice")]
     BadSlice(String),
@@ -108,10 +111,12 @@ pub enum Driver {
     Systemd,
 }
 
+mod freeze;
 mod fs;
 mod path;
 pub mod stats;
 
 use fs::below;
 
+pub use freeze::FreezeState;
 pub use path::{container_path, oci_cgroups_path, slice_path};

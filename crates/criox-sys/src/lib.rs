@@ -14,5 +14,6 @@ pub mod netdev;
 pub mod netns;
 pub mod process;
 pub mod pty;
+pub mod seccomp_notify;
 pub mod socket;
 pub mod xattr;

@@ -7,8 +7,11 @@
 )]
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub(crate) mod journald;
+
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -23,18 +26,22 @@ use criox_sys::socket;
 /// The one for tests that need any.
 pub(crate) const CRUN: &str = "/usr/bin/crun";
 
+/// Where `scripts/peers` puts what it fetches.
+pub(crate) fn peers() -> PathBuf {
+    std::env::var_os("CRIOX_PEERS")
+        .map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("peers"), PathBuf::from)
+}
+
 /// The installed runtimes, and the newest ones where `scripts/peers` has fetched them.
 pub(crate) fn runtimes() -> Vec<String> {
-    let peers = std::env::var_os("CRIOX_PEERS")
-        .map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("peers"), PathBuf::from);
-    let newest = ["crun", "runc"].map(|name| peers.join("bin").join(name).display().to_string());
+    let newest = ["crun", "runc"].map(|name| peers().join("bin").join(name).display().to_string());
     [CRUN.to_owned(), "/usr/sbin/runc".to_owned()].into_iter().chain(newest).collect()
 }
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// crun refuses a hybrid layout, so the monitor sees none.
-const WITHOUT_UNIFIED: &str = "mount --make-rprivate / && { umount /sys/fs/cgroup/unified 2>/dev/null; mount -t tmpfs -o size=1m hidden /sys/fs/cgroup/unified 2>/dev/null; exec \"$0\" \"$@\"; }";
+/// crun refuses a hybrid layout, so the monitor sees none. Its default root, which a restore needs, is the test's own.
+const WITHOUT_UNIFIED: &str = "mount --make-rprivate / && { umount /sys/fs/cgroup/unified 2>/dev/null; mount -t tmpfs -o size=1m hidden /sys/fs/cgroup/unified 2>/dev/null; mkdir -p /run/crun; mount -t tmpfs -o size=4m crun /run/crun; exec \"$0\" \"$@\"; }";
 
 /// `CRIOX_MONITOR` names another build to be tested.
 pub(crate) struct Pod {
@@ -52,6 +59,18 @@ pub(crate) struct Client {
     pub(crate) events: Vec<proto::Event>,
 }
 
+/// A figure that was measured, for who reads the test's output.
+pub(crate) fn tell(text: &str) {
+    eprintln!("{text}");
+}
+
+/// A line of a process's status, in kilobytes.
+pub(crate) fn memory(pid: u32, name: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
 /// Tells whether containers can run here.
 pub(crate) fn ready(runtime: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
@@ -62,6 +81,39 @@ pub(crate) fn ready(runtime: &str) -> bool {
         assert!(!needed || runtime.contains("/peers/"), "the gate needs this test");
     }
     root && found
+}
+
+/// A runtime of our own: `script` sees its arguments, and `$real` is crun.
+pub(crate) fn fake(pod: &Pod, script: &str) -> proto::Runtime {
+    let path = pod.path("fake-runtime");
+    let text = format!("#!/bin/sh\nreal={CRUN}\n{script}\n");
+    #[expect(clippy::disallowed_methods, reason = "a test's own file")]
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let flavor = proto::runtime::Flavor::Other.into();
+    proto::Runtime { path: path.display().to_string(), flavor, ..pod.runtime() }
+}
+
+pub(crate) fn failed(result: reply::Result) -> proto::Failure {
+    match result {
+        reply::Result::Failure(failure) => failure,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Waits until no process has `text` among its arguments.
+pub(crate) fn gone(text: &str) {
+    let until = Instant::now() + Duration::from_secs(5);
+    let found = || {
+        std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+            std::fs::read(entry.path().join("cmdline"))
+                .is_ok_and(|line| String::from_utf8_lossy(&line).replace('\0', " ").contains(text))
+        })
+    };
+    while found() {
+        assert!(Instant::now() < until, "{text} lives");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 impl Client {
@@ -176,6 +228,11 @@ impl Pod {
 
     pub(crate) fn log(&self, id: &str) -> String {
         std::fs::read_to_string(self.path(&format!("{id}.clog"))).unwrap_or_default()
+    }
+
+    pub(crate) fn log_size(&self, id: &str) -> usize {
+        let size = std::fs::metadata(self.path(&format!("{id}.clog"))).map_or(0, |meta| meta.len());
+        usize::try_from(size).unwrap()
     }
 
     /// The text of the records, without times.

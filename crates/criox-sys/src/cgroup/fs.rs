@@ -285,11 +285,11 @@ impl Pause {
     }
 }
 
-fn error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> CgroupError + 'a {
+pub(super) fn error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> CgroupError + 'a {
     move |source| CgroupError::Io { action, path: path.to_owned(), source }
 }
 
-fn is_gone(error: &io::Error) -> bool {
+pub(super) fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
 
@@ -297,7 +297,7 @@ pub(super) fn below(mount: &Path, path: &str) -> PathBuf {
     mount.join(path.trim_start_matches('/'))
 }
 
-fn check_plain(path: &str) -> Result<(), CgroupError> {
+pub(super) fn check_plain(path: &str) -> Result<(), CgroupError> {
     let plain =
         path.starts_with('/') && !path.contains('\0') && !path.split('/').any(|p| p == "." || p == "..");
     if plain { Ok(()) } else { Err(CgroupError::BadPath(path.to_owned())) }
@@ -345,7 +345,7 @@ fn make_dir(dir: &Path) -> Result<(), CgroupError> {
     }
 }
 
-fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
+pub(super) fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
     let file = std::fs::OpenOptions::new().write(true).open(path);
     file.and_then(|mut file| file.write_all(value.as_bytes())).map_err(error("write", path))
 }
