@@ -10,7 +10,7 @@ use crate::known;
 use crate::problem::{Origin, Problem};
 use crate::storage::{StoreOptions, option_problems};
 use crate::table::Sink;
-use crate::value::{CgroupManager, TlsMinVersion, cpu_list};
+use crate::value::{CgroupManager, CheckpointLevel, TlsMinVersion, cpu_list};
 
 /// Smallest size at which a log may be cut.
 const MIN_LOG_SIZE: i64 = 8192;
@@ -32,6 +32,7 @@ pub(crate) fn settle(config: &mut Config, sink: &mut Sink) -> Vec<Problem> {
     check.image(config);
     check.network(config);
     check.metrics(config);
+    check.checkpoints(config);
     check.warnings
 }
 
@@ -149,10 +150,6 @@ impl Check<'_> {
             let message = format!("must be negative or at least {MIN_LOG_SIZE}, not {}", r.log_size_max);
             self.problem(&at("log_size_max"), message);
         }
-        if r.log_to_journald {
-            let message = "this version of criox writes container logs to files only; set it to false, and let the journal take them from there";
-            self.problem(&at("log_to_journald"), message);
-        }
         if r.ctr_stop_timeout < MIN_TIMEOUT {
             self.warn(&at("ctr_stop_timeout"), format!("{} is raised to {MIN_TIMEOUT}", r.ctr_stop_timeout));
             r.ctr_stop_timeout = MIN_TIMEOUT;
@@ -188,6 +185,17 @@ impl Check<'_> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "+-_/".contains(c);
         if name.starts_with('/') || !name.chars().all(plain) {
             self.problem(key, format!("\"{name}\" is not a time zone such as \"Europe/Oslo\" or \"local\""));
+        }
+    }
+
+    /// The old switch turns off what the new one turns on, as in CRI-O.
+    fn checkpoints(&mut self, config: &mut Config) {
+        let level = &mut config.checkpoint_restore.container_level_enabled;
+        if !config.runtime.enable_criu_support && *level != CheckpointLevel::None {
+            let message =
+                "is deprecated, and sets crio.checkpoint_restore.container_level_enabled to \"none\"";
+            self.warn("crio.runtime.enable_criu_support", message);
+            *level = CheckpointLevel::None;
         }
     }
 

@@ -178,8 +178,8 @@ section! {
         /// Size in bytes at which a container's log is cut, at least 8192; negative is unlimited. Deprecated: the
         /// kubelet rotates logs.
         Now log_size_max: i64 = -1;
-        /// Write containers' logs to the journal, too.
-        NotYet log_to_journald: bool = false;
+        /// Write containers' logs to systemd's journal, too. What it doesn't take in time is missing there, not in the file.
+        Now log_to_journald: bool = false;
         /// Directory where exits of containers are written.
         NotYet container_exits_dir: PathBuf = "/var/run/crio/exits".into();
         /// Directory of attach sockets.
@@ -212,8 +212,8 @@ section! {
         Now absent_mount_sources_to_reject: Vec<PathBuf> = Vec::new();
         /// Give devices to the container's user and group.
         Now device_ownership_from_security_context: bool = false;
-        /// Checkpoint and restore. Deprecated: see crio.checkpoint_restore.
-        NotYet enable_criu_support: bool = true;
+        /// Checkpoint and restore. Deprecated: see crio.checkpoint_restore, which false sets to none.
+        Now enable_criu_support: bool = true;
         /// Send container events to the kubelet; they are always sent to whoever asks.
         WithoutMeaning enable_pod_events: bool = false;
         /// No SELinux label for containers in the host's network.
@@ -235,8 +235,8 @@ section! {
 section! {
     /// `[crio.checkpoint_restore]`.
     CheckpointRestore = "crio.checkpoint_restore" {
-        /// none, checkpoint_only or checkpoint_restore.
-        NotYet container_level_enabled: CheckpointLevel = CheckpointLevel::CheckpointRestore;
+        /// none, checkpoint_only or checkpoint_restore: CRIU runs as root, on restore with data of others.
+        Now container_level_enabled: CheckpointLevel = CheckpointLevel::None;
     }
 }
 

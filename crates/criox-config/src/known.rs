@@ -46,7 +46,7 @@ pub(crate) const CAPABILITIES: [&str; 41] = [
 ];
 
 /// Annotations that `allowed_annotations` may name. All others pass through ungated, so naming one is a mistake.
-pub(crate) const ANNOTATIONS: [&str; 45] = [
+pub const ANNOTATIONS: [&str; 45] = [
     "bundle",
     "cgroup2-mount-hierarchy-rw.crio.io",
     "cpu-c-states.crio.io",

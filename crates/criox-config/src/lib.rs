@@ -35,6 +35,7 @@ pub use config::{
 pub use field::Kind;
 pub use flags::{Overrides, ProcessOptions};
 pub use handler::{RuntimeHandler, Workload, WorkloadResources};
+pub use known::ANNOTATIONS;
 pub use load::{ConfigFile, LoadOptions, Loaded};
 pub use policy::Policy;
 pub use problem::{KeyRef, Origin, Problem, Problems};

@@ -8,6 +8,8 @@ pub const COMPLETED: &str = "Completed";
 pub const ERROR: &str = "Error";
 /// The cgroup's out-of-memory killer ended it; CRI obliges to exactly this string.
 pub const OOM_KILLED: &str = "OOMKilled";
+/// It made calls that its filter refuses, and its pod's annotation asks to stop it for them; the text is CRI-O's.
+pub const SECCOMP_KILLED: &str = "seccomp killed";
 /// The process could not be started; the kubelet then takes no termination message from the log.
 pub const CONTAINER_CANNOT_RUN: &str = "ContainerCannotRun";
 /// It ended and nobody read its exit code (a reboot, a lost record); the exit code is [`UNKNOWN_EXIT_CODE`].

@@ -1,17 +1,19 @@
 //! Parsers of what registries send, for the fuzz targets alone (`dev/fuzz`): the feature is off everywhere else.
 
 use crate::image_config::ConfigFile;
-use crate::manifest::{Manifest, choose};
+use crate::manifest::{ArtifactManifest, Manifest, choose};
 use crate::platform::Platform;
 use crate::registry::challenge;
 
-/// A manifest or an index, with the `Content-Type` that came with it; of an index, the choice as well.
+/// A manifest or an index, with the `Content-Type` that came with it; of an index, the choice as well. The same bytes as
+/// an artifact's.
 pub fn manifest(content_type: Option<&str>, body: &[u8]) {
     match Manifest::parse(content_type, body) {
         Ok(Manifest::Index(entries)) => drop(choose(&entries, &Platform::host())),
         Ok(Manifest::Image(_)) => {}
         Err(error) => assert!(!error.to_string().is_empty()),
     }
+    drop(ArtifactManifest::parse(content_type, body));
 }
 
 /// An image configuration.

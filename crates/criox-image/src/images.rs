@@ -7,6 +7,7 @@ use criox_config::value::ShortNameMode;
 use criox_config::{CertsD, Registries};
 use criox_store::{Store, UnpackLimits, Usage};
 
+use crate::artifact::Kept;
 use crate::catalogue::Catalogue;
 use crate::error::PullError;
 use crate::info::ImageInfo;
@@ -93,6 +94,7 @@ pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) pulls: Pulls,
     pub(crate) layers: Layers,
+    pub(crate) artifacts: Kept,
     options: RwLock<Arc<ImageOptions>>,
     catalogue: Catalogue,
 }
@@ -136,10 +138,15 @@ impl Images {
             store,
             pulls: Pulls::default(),
             layers,
+            artifacts: Kept::default(),
             options: RwLock::new(Arc::new(options)),
             catalogue: Catalogue::default(),
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// Exchanges the configuration; pulls under way keep what they began with.

@@ -8,6 +8,7 @@
 //! into a staging area of the store, which hashes the content too → commit in chain order. Nothing is believed that
 //! a digest doesn't prove, and credentials go only to the host that they are for.
 
+mod artifact;
 mod catalogue;
 mod error;
 #[cfg(feature = "fuzzing")]
@@ -22,6 +23,7 @@ mod pull;
 mod reference;
 mod registry;
 
+pub use artifact::Artifact;
 pub use error::{PullError, PullErrorKind};
 pub use image_config::{ImageConfig, ImageUser};
 pub use images::{ImageOptions, Images, Removed};

@@ -104,6 +104,15 @@ pub(crate) struct ImageManifest {
     pub(crate) layers: Vec<Descriptor>,
 }
 
+/// The manifest of something that is no container image.
+#[derive(Debug, Clone)]
+pub(crate) struct ArtifactManifest {
+    /// What it is: the types of the artifact, its configuration and its content. Tools name it in one place or another.
+    pub(crate) kinds: [String; 3],
+    /// The first part of its content.
+    pub(crate) layer: Descriptor,
+}
+
 /// A parsed document.
 #[derive(Debug, Clone)]
 pub(crate) enum Manifest {
@@ -119,6 +128,8 @@ struct Document {
     schema_version: Option<u64>,
     #[serde(rename = "mediaType")]
     media_type: Option<String>,
+    #[serde(rename = "artifactType")]
+    artifact_type: Option<String>,
     config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
     manifests: Option<Vec<Descriptor>>,
@@ -130,6 +141,29 @@ impl Manifest {
     /// Reads the body of an answer with this `Content-Type` (parameters already stripped). `None` is for bytes
     /// from elsewhere: then the document itself decides.
     pub(crate) fn parse(content_type: Option<&str>, body: &[u8]) -> Result<Self, ManifestError> {
+        let (document, media_type) = Document::read(content_type, body)?;
+        if matches!(media_type.as_str(), OCI_INDEX | DOCKER_LIST) {
+            document.index()
+        } else {
+            document.image()
+        }
+    }
+}
+
+impl ArtifactManifest {
+    /// Reads the body of an answer with this `Content-Type`, as [`Manifest::parse`] does.
+    pub(crate) fn parse(content_type: Option<&str>, body: &[u8]) -> Result<Self, ManifestError> {
+        let (document, media_type) = Document::read(content_type, body)?;
+        if media_type != OCI_MANIFEST {
+            return Err(ManifestError::MediaType(media_type));
+        }
+        document.artifact()
+    }
+}
+
+impl Document {
+    /// The document, and what it is.
+    fn read(content_type: Option<&str>, body: &[u8]) -> Result<(Self, String), ManifestError> {
         let malformed = |e: serde_json::Error| ManifestError::Malformed(shown(&e.to_string()));
         match content_type {
             Some(header) if header.starts_with("application/vnd.docker.distribution.manifest.v1") => {
@@ -143,7 +177,7 @@ impl Manifest {
         let mut scan = serde_json::Deserializer::from_slice(body);
         Scan { depth: 0, known_keys: true }.deserialize(&mut scan).map_err(malformed)?;
         scan.end().map_err(malformed)?;
-        let document: Document = serde_json::from_slice(body).map_err(malformed)?;
+        let document: Self = serde_json::from_slice(body).map_err(malformed)?;
         if document.schema_version == Some(1) || document.fs_layers.is_some() {
             return Err(ManifestError::Schema1);
         }
@@ -161,15 +195,25 @@ impl Manifest {
         if document.schema_version != Some(2) {
             return Err(ManifestError::Malformed("schemaVersion is not 2".into()));
         }
-        if matches!(media_type.as_str(), OCI_INDEX | DOCKER_LIST) {
-            document.index()
-        } else {
-            document.image()
-        }
+        Ok((document, media_type))
     }
-}
 
-impl Document {
+    fn artifact(self) -> Result<ArtifactManifest, ManifestError> {
+        let malformed = |what: &str| ManifestError::Malformed(what.to_owned());
+        if self.manifests.is_some() {
+            return Err(malformed("a manifest with manifests"));
+        }
+        let config = self.config.ok_or_else(|| malformed("config is missing"))?;
+        let layers = self.layers.ok_or_else(|| malformed("layers is missing"))?;
+        let layer = layers.into_iter().next().ok_or_else(|| malformed("an artifact without content"))?;
+        if layer.urls.as_ref().is_some_and(|urls| !urls.is_empty()) {
+            let why = "content that comes from elsewhere than the registry is not fetched".to_owned();
+            return Err(ManifestError::Layer { digest: layer.digest, why });
+        }
+        let kinds = [self.artifact_type.unwrap_or_default(), config.media_type, layer.media_type.clone()];
+        Ok(ArtifactManifest { kinds, layer })
+    }
+
     fn index(self) -> Result<Manifest, ManifestError> {
         if self.layers.is_some() || self.config.is_some() {
             return Err(ManifestError::Malformed("an index with layers or config".into()));
@@ -281,9 +325,10 @@ pub(crate) fn choose<'a>(
 }
 
 /// Fields that a reader which ignores case would take for the real one.
-const KNOWN_KEYS: [&str; 11] = [
+const KNOWN_KEYS: [&str; 12] = [
     "schemaVersion",
     "mediaType",
+    "artifactType",
     "config",
     "layers",
     "manifests",

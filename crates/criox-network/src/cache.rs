@@ -151,8 +151,21 @@ fn read(path: &Path) -> Option<CachedAttachment> {
     if !metadata.is_file() || metadata.len() > MAX_FILE {
         return None;
     }
-    let cached: CachedAttachment = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    parse(&std::fs::read(path).ok()?)
+}
+
+fn parse(bytes: &[u8]) -> Option<CachedAttachment> {
+    let cached: CachedAttachment = serde_json::from_slice(bytes).ok()?;
     (cached.kind == KIND).then_some(cached)
+}
+
+/// For [`crate::fuzz`]: what is read is written so that it is read again.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let Some(cached) = parse(bytes) else { return };
+    drop((cached.config(), cached.args(), cached.capability_args(), cached.is_pod()));
+    let again = serde_json::to_vec(&cached).ok().and_then(|bytes| parse(&bytes));
+    assert_eq!(again.as_ref(), Some(&cached));
 }
 
 #[cfg(test)]

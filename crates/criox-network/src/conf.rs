@@ -1,11 +1,11 @@
 //! A network configuration: a list of plugins with a name and a version (CNI specification, section 1).
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::CniVersion;
+use crate::{CniVersion, directory};
 
 /// One plugin of a list.
 #[derive(Debug, Clone, PartialEq)]
@@ -96,10 +96,6 @@ impl NetworkConf {
     /// # Errors
     /// As [`Self::parse_list`], with the file's name.
     pub(crate) fn with_dropped_in_plugins(self, dir: &Path) -> Result<Self, String> {
-        let mut list = object(&self.text)?;
-        if list.get("loadOnlyInlinedPlugins") == Some(&Value::Bool(true)) {
-            return Ok(self);
-        }
         let dir = dir.join(&self.name);
         let Ok(entries) = std::fs::read_dir(&dir) else { return Ok(self) };
         let mut files: Vec<_> = entries
@@ -111,10 +107,26 @@ impl NetworkConf {
             return Ok(self);
         }
         files.sort();
-        let Some(Value::Array(plugins)) = list.get_mut("plugins") else { return Ok(self) };
+        let mut texts = Vec::new();
         for file in files {
-            let text = std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
-            plugins.push(Value::Object(object(&text).map_err(|e| format!("{}: {e}", file.display()))?));
+            let text = directory::read_text(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+            texts.push((file, text));
+        }
+        self.with_plugins(&texts)
+    }
+
+    /// Appends plugins, each with the file that it comes from.
+    ///
+    /// # Errors
+    /// As [`Self::parse_list`], with the file's name.
+    pub(crate) fn with_plugins(self, files: &[(PathBuf, String)]) -> Result<Self, String> {
+        let mut list = object(&self.text)?;
+        if list.get("loadOnlyInlinedPlugins") == Some(&Value::Bool(true)) {
+            return Ok(self);
+        }
+        let Some(Value::Array(plugins)) = list.get_mut("plugins") else { return Ok(self) };
+        for (file, text) in files {
+            plugins.push(Value::Object(object(text).map_err(|e| format!("{}: {e}", file.display()))?));
         }
         list.insert("loadOnlyInlinedPlugins".into(), true.into());
         Self::parse_list(&Value::Object(list).to_string())

@@ -79,15 +79,7 @@ fn is_configuration(path: &Path) -> bool {
 }
 
 fn load(path: &Path, plugin_dirs: &[PathBuf]) -> Result<NetworkConf, String> {
-    // Follows symbolic links, which some installers use; a FIFO would block the reader.
-    let metadata = std::fs::metadata(path).map_err(|e| e.to_string())?;
-    if !metadata.is_file() {
-        return Err("is not a regular file".into());
-    }
-    if metadata.len() > MAX_FILE {
-        return Err(format!("is larger than {MAX_FILE} bytes"));
-    }
-    let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
+    let text = read_text(path)?;
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     let network = if path.extension().is_some_and(|ext| ext == "conflist") {
         NetworkConf::parse_list(&text)?
@@ -99,6 +91,19 @@ fn load(path: &Path, plugin_dirs: &[PathBuf]) -> Result<NetworkConf, String> {
         plugin::find(&plugin.plugin_type, plugin_dirs).map_err(|e| e.to_string())?;
     }
     Ok(network)
+}
+
+/// Reads one file of the directory, or below it.
+pub(crate) fn read_text(path: &Path) -> Result<String, String> {
+    // Follows symbolic links, which some installers use; a FIFO would block the reader.
+    let metadata = std::fs::metadata(path).map_err(|e| e.to_string())?;
+    if !metadata.is_file() {
+        return Err("is not a regular file".into());
+    }
+    if metadata.len() > MAX_FILE {
+        return Err(format!("is larger than {MAX_FILE} bytes"));
+    }
+    std::fs::read_to_string(path).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]
@@ -166,6 +171,26 @@ mod tests {
         let found = check(&[("1.conflist", A), ("a/9.conf", r#"{"type":"here","x":1}"#)], &["a"], &[]);
         assert_eq!(found.networks[0].plugins.len(), 2);
         assert!(found.networks[0].text.contains("\"x\":1"), "the text that is stored is complete");
+    }
+
+    #[test]
+    fn a_plugins_own_file_that_would_block_or_fill_the_reader_is_a_problem() {
+        let dir = tempfile::tempdir().unwrap();
+        write(&dir.path().join("1.conflist"), A);
+        let own = dir.path().join("a");
+        std::fs::create_dir(&own).unwrap();
+        let path = own.join("9.conf");
+        let fifo = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, fifo.0, fifo.1, 0).unwrap();
+        let check = |reason: &str| {
+            let found = Directory::read(dir.path(), &[]);
+            assert!(found.networks.is_empty() && found.problems[0].reason.contains("9.conf"));
+            assert!(found.problems[0].reason.contains(reason), "{:?}", found.problems);
+        };
+        check("regular file");
+        std::fs::remove_file(&path).unwrap();
+        write(&path, &" ".repeat(usize::try_from(MAX_FILE).unwrap() + 1));
+        check("larger than");
     }
 
     #[test]

@@ -124,8 +124,15 @@ impl State {
                 });
             }
         }
-        self.pods.entry(sandbox.to_owned()).or_default().ports = ports.to_vec();
+        self.take(sandbox, ports);
         Ok(())
+    }
+
+    /// Notes whose the ports are. Without an address of the pod there is no rule for them: a plugin may map them.
+    fn take(&mut self, sandbox: &str, ports: &[HostPort]) {
+        if !ports.is_empty() {
+            self.pods.entry(sandbox.to_owned()).or_default().ports = ports.to_vec();
+        }
     }
 }
 
@@ -139,6 +146,14 @@ impl HostPorts {
     /// Takes the ports for a pod that has no address yet: of two pods that want one port, one fails here.
     pub(crate) async fn reserve(&self, sandbox: &str, ports: &[HostPort]) -> Result<(), NetworkError> {
         self.state.lock().await.reserve(sandbox, ports)
+    }
+
+    /// Notes the ports that plugins have mapped for pods of before a restart.
+    pub(crate) async fn note<'a>(&self, attachments: impl Iterator<Item = &'a Attachment>) {
+        let mut state = self.state.lock().await;
+        for intent in attachments.map(|attachment| &attachment.intent) {
+            state.take(&intent.sandbox_id, &intent.plugin_ports());
+        }
     }
 
     /// Maps the ports that were reserved.
@@ -170,15 +185,20 @@ impl HostPorts {
         attachments: impl Iterator<Item = &'a Attachment>,
     ) -> Result<(), NetworkError> {
         let mut state = self.state.lock().await;
-        for attachment in attachments.filter(|attachment| !attachment.intent.host_ports.is_empty()) {
-            let pod = Pod { ports: attachment.intent.host_ports.clone(), ips: attachment.ips.clone() };
-            route_loopback(&pod.ports, &attachment.interfaces);
-            state.pods.insert(attachment.intent.sandbox_id.clone(), pod);
+        for attachment in attachments {
+            let intent = &attachment.intent;
+            if !intent.host_ports.is_empty() {
+                let pod = Pod { ports: intent.host_ports.clone(), ips: attachment.ips.clone() };
+                route_loopback(&pod.ports, &attachment.interfaces);
+                state.pods.insert(intent.sandbox_id.clone(), pod);
+            } else {
+                state.take(&intent.sandbox_id, &intent.plugin_ports());
+            }
         }
         state.complete = true;
         match state.apply().await {
-            // A node without host ports needs no firewall tool.
-            Err(error) if state.pods.is_empty() => {
+            // A node without host ports of ours needs no firewall tool.
+            Err(error) if state.pods.values().all(|pod| pod.ips.is_empty()) => {
                 tracing::debug!(error = %error, "no stale host ports were removed");
                 Ok(())
             }

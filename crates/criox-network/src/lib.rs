@@ -21,6 +21,8 @@ mod cache;
 mod conf;
 mod directory;
 mod error;
+#[cfg(feature = "fuzzing")]
+mod fuzzing;
 mod hostports;
 mod network;
 mod plugin;
@@ -34,6 +36,8 @@ pub use bandwidth::Bandwidth;
 pub use conf::{NetworkConf, PluginConf};
 pub use directory::{Directory, FileProblem};
 pub use error::{NetworkError, PluginFailure, Verb};
+#[cfg(feature = "fuzzing")]
+pub use fuzzing::fuzz;
 pub use network::{Deadlines, Network, NetworkOptions};
 pub use record::{
     AttachIntent, AttachRequest, Attachment, AttachmentRef, Dns, HostPort, Interface, IpConfig, NetnsRef,

@@ -231,8 +231,11 @@ impl Network {
             let (sandbox, path) = (intent.sandbox_id.clone(), intent.netns.path.clone());
             return Err(NetworkError::NetnsReplaced { sandbox, path });
         }
-        if !intent.host_ports.is_empty() {
-            self.shared.host_ports.reserve(&intent.sandbox_id, &intent.host_ports).await?;
+        // Also those that a plugin maps: of two pods it would map one port twice, and traffic would go to either.
+        let mut ports = intent.host_ports.clone();
+        ports.extend(intent.plugin_ports());
+        if !ports.is_empty() {
+            self.shared.host_ports.reserve(&intent.sandbox_id, &ports).await?;
         }
         self.known().insert(intent.sandbox_id.clone());
         let mut result = None;
@@ -326,9 +329,10 @@ impl Network {
     async fn detach(&self, conf: &NetworkConf, record: AttachmentRef<'_>) -> Result<(), NetworkError> {
         let intent = record.intent;
         // Before its address can be another pod's.
-        let unmapped = match intent.host_ports.is_empty() {
-            true => Ok(()),
-            false => self.shared.host_ports.unmap(&intent.sandbox_id).await,
+        let mapped_here = !intent.host_ports.is_empty();
+        let unmapped = match mapped_here {
+            true => self.shared.host_ports.unmap(&intent.sandbox_id).await,
+            false => Ok(()),
         };
         let cached = if record.result.is_none() { self.shared.cache.result(intent) } else { None };
         let result = record.result.or(cached.as_ref());
@@ -340,6 +344,10 @@ impl Network {
             return Err(NetworkError::Incomplete { network: conf.name.clone(), verb: Verb::Del, failures });
         }
         unmapped?;
+        if !mapped_here {
+            // No sooner: until then the plugin's rules may be there.
+            self.shared.host_ports.unmap(&intent.sandbox_id).await?;
+        }
         self.shared.cache.remove(&intent.network, &intent.sandbox_id, &intent.ifname)?;
         self.known().remove(&intent.sandbox_id);
         Ok(())
@@ -365,6 +373,7 @@ impl Network {
     pub async fn restore(&self, attachments: &[Attachment]) -> Result<(), NetworkError> {
         self.known().extend(attachments.iter().map(|attachment| attachment.intent.sandbox_id.clone()));
         if self.shared.options.disable_hostport_mapping {
+            self.shared.host_ports.note(attachments.iter()).await;
             return Ok(());
         }
         self.shared.host_ports.restore(attachments.iter()).await

@@ -17,10 +17,13 @@ use crate::{PluginFailure, Verb};
 
 /// The most that is taken from a plugin's stdout; a real result has a few hundred bytes.
 const MAX_STDOUT: usize = 1 << 20;
-/// How much of the end of its stderr is kept for an error.
+/// How much of the end of its stderr is kept for an error, beside its beginning.
 const KEPT_STDERR: usize = 64 << 10;
 /// The most of a plugin's own words in an error: gRPC carries it to the pod's events.
 const MAX_WORDS: usize = 2048;
+/// As much of that is their beginning, if they are longer: a Go program that crashes says why in its first lines, and
+/// then where, at length.
+const FIRST_WORDS: usize = 512;
 /// How long its pipes are read on after it ended; a child it left behind may hold them open for ever.
 const DRAIN: Duration = Duration::from_millis(500);
 
@@ -167,10 +170,15 @@ impl Call<'_> {
     }
 }
 
-/// The end of a plugin's words, on one line, without what could act on a terminal.
+/// The beginning and the end of a plugin's words, on one line, without what could act on a terminal.
 fn words(bytes: &[u8]) -> String {
     let bytes = bytes.trim_ascii();
-    let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(MAX_WORDS)..]);
+    let text = if bytes.len() <= MAX_WORDS {
+        String::from_utf8_lossy(bytes).into_owned()
+    } else {
+        let (first, last) = (&bytes[..FIRST_WORDS], &bytes[bytes.len() - (MAX_WORDS - FIRST_WORDS)..]);
+        format!("{} … {}", String::from_utf8_lossy(first), String::from_utf8_lossy(last))
+    };
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim().to_owned()
 }
 
@@ -258,7 +266,7 @@ async fn keep_end(from: Option<impl AsyncRead + Unpin>, to: &mut Vec<u8>) -> Res
     let Some(mut from) = from else { return Ok(()) };
     while from.read_buf(to).await.map_err(Ended::Io)? > 0 {
         if to.len() > 2 * KEPT_STDERR {
-            to.drain(..to.len() - KEPT_STDERR);
+            to.drain(FIRST_WORDS..to.len() - KEPT_STDERR);
         }
     }
     Ok(())
@@ -354,6 +362,15 @@ pub(crate) mod tests {
         assert!(matches!(error, PluginFailure::TooMuchOutput { .. }), "{error}");
         let error = run("head -c 3000000 /dev/zero >&2; exit 1").await.unwrap_err();
         assert!(error.to_string().len() < 3000, "{}", error.to_string().len());
+    }
+
+    #[tokio::test]
+    async fn of_many_words_the_first_and_the_last_are_shown() {
+        let script =
+            "echo fatal error: no luck >&2; head -c 400000 /dev/zero | tr '\\0' x >&2; echo last >&2; exit 2";
+        let text = run(script).await.unwrap_err().to_string();
+        assert!(text.contains("fatal error: no luck") && text.ends_with("xlast"), "{text}");
+        assert!(text.len() < MAX_WORDS + 200, "{}", text.len());
     }
 
     #[tokio::test]

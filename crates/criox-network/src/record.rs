@@ -184,6 +184,14 @@ pub struct AttachIntent {
     pub host_ports: Vec<HostPort>,
 }
 
+impl AttachIntent {
+    /// The host ports that a plugin of the chain maps.
+    pub(crate) fn plugin_ports(&self) -> Vec<HostPort> {
+        let given = self.capability_args.get("portMappings").cloned();
+        given.and_then(|ports| serde_json::from_value(ports).ok()).unwrap_or_default()
+    }
+}
+
 /// An interface that the plugins made or touched.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {

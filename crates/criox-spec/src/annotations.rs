@@ -11,7 +11,7 @@ use crate::stop_signal::StopSignal;
 
 /// Annotations that steer the runtime or something behind it. Any pod's author could set them, so each acts, and reaches
 /// `config.json`, only where the handler's or the workload's `allowed_annotations` names it. Matched by prefix.
-const GATED: [&str; 45] = [
+pub const GATED: [&str; 45] = [
     "bundle",
     "cgroup2-mount-hierarchy-rw.crio.io",
     "cpu-c-states.crio.io",

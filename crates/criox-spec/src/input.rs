@@ -187,6 +187,8 @@ pub struct HandlerFeatures {
     pub user_namespaces: bool,
     /// What it says about system call filters; none when it does not say.
     pub seccomp: Option<bool>,
+    /// Passes the descriptors of filters that ask a listener on to it.
+    pub seccomp_notify: bool,
     /// What it says about AppArmor.
     pub apparmor: Option<bool>,
     /// What it says about SELinux.

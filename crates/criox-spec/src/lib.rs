@@ -29,7 +29,7 @@ mod stop_signal;
 mod sysctl;
 mod user;
 
-pub use annotations::{filter_annotations, gated_annotation};
+pub use annotations::{GATED, filter_annotations, gated_annotation};
 pub use build::build;
 pub use capabilities::CapabilitySet;
 pub use cdi::{
@@ -48,7 +48,8 @@ pub use namespaces::{
 pub use process::exec_process;
 pub use resources::{CgroupDriver, cgroups_path, resources_update};
 pub use seccomp::{
-    Arch, SeccompFile, SeccompProfile, SeccompRequest, default_profile, parse_profile, seccomp_request,
+    Arch, SeccompFile, SeccompProfile, SeccompRequest, call_counts, call_name, default_profile,
+    listen as listen_seccomp, parse_profile, seccomp_request,
 };
 pub use security::sandbox_security_check;
 pub use selinux::{MCS_LEVELS, container_labels, mcs_level, parse_lxc_contexts, pod_labels};

@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use zbus::{Connection, MatchRule, Message, MessageStream, connection::Builder};
 use zbus::{OwnedObjectPath, Type};
 
@@ -157,16 +159,18 @@ impl Bus {
         self.connection.call_method(self.destination, OBJECT, Some(MANAGER), method, body).await
     }
 
-    /// Calls a method that answers with a job of the unit, and waits for the job's end.
+    /// Calls a method that answers with a job of the unit, and waits for the job's end. The answer must come within
+    /// `patience`; the job has all the time that the caller gives it.
     pub(crate) async fn job<B: zbus::export::serde::Serialize + Type>(
         &self,
         method: &'static str,
         unit: &str,
         body: &B,
+        patience: Duration,
     ) -> Result<(), Attempt> {
         // Before it is asked for: the end can come with the answer.
         let mut ends = Waiting::new(&self.waiters, unit);
-        let answer = self.call(method, body).await?;
+        let answer = timeout(patience, self.call(method, body)).await.map_err(|_| Attempt::Silent)??;
         let job: OwnedObjectPath = answer.body().deserialize()?;
         loop {
             let end = tokio::select! {

@@ -46,6 +46,8 @@ pub enum SystemdError {
 pub(crate) enum Attempt {
     /// The connection broke, or systemd was between two lives: another one may succeed.
     Lost(String),
+    /// No answer came: systemd or the bus hangs.
+    Silent,
     /// D-Bus name and text of an error.
     Refused(String, String),
     /// As [`SystemdError::Job`].

@@ -2,13 +2,13 @@
 //!
 //! The connection is made when it is first needed, and again when it broke: systemd may execute itself anew and the bus
 //! may be restarted at any time. systemd does things in jobs, so each call here returns when its job has ended, and has a
-//! deadline; a bus that hangs costs its callers that time and nothing else.
+//! deadline. A bus that hangs is tried by one caller, and known to hang for a while: the others don't wait for it.
 
 mod bus;
 mod error;
 mod unit;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -41,7 +41,23 @@ pub struct Systemd(Arc<Shared>);
 struct Shared {
     routes: Vec<Route>,
     limit: Duration,
+    /// Locked while somebody connects, so that all share one attempt.
     bus: tokio::sync::Mutex<Option<Arc<Bus>>>,
+    /// When systemd was last known not to answer, and how.
+    silent: Mutex<Option<(Instant, String)>>,
+}
+
+/// Why there is no connection.
+struct NoBus {
+    tried: String,
+    /// Trying again does not help: it hangs, or was away for as long as it may be.
+    hangs: bool,
+}
+
+impl NoBus {
+    fn into_error(self) -> SystemdError {
+        SystemdError::Unreachable { tried: self.tried }
+    }
 }
 
 impl Default for Systemd {
@@ -53,7 +69,7 @@ impl Default for Systemd {
 impl Systemd {
     /// Reaches systemd by the first route that leads there; a call takes at most `limit`. Connects to nothing yet.
     pub fn new(routes: Vec<Route>, limit: Duration) -> Self {
-        Self(Arc::new(Shared { routes, limit, bus: tokio::sync::Mutex::default() }))
+        Self(Arc::new(Shared { routes, limit, bus: tokio::sync::Mutex::default(), silent: Mutex::default() }))
     }
 
     /// Makes a scope around a process. The group may be there already, with the process in it: then systemd just comes
@@ -84,17 +100,25 @@ impl Systemd {
     ) -> Result<(), SystemdError> {
         let start = Instant::now();
         let until = start + self.0.limit;
-        let late = || SystemdError::Timeout { call, unit: unit.to_owned(), waited: self.0.limit };
+        let late = |waited| SystemdError::Timeout { call, unit: unit.to_owned(), waited };
         loop {
-            let bus = match timeout_at(until, self.bus()).await.map_err(|_| late())? {
-                Ok(bus) => bus,
-                Err(error) if start.elapsed() >= AWAY.min(self.0.limit) => return Err(error),
-                Err(_) => {
+            let bus = match timeout_at(until, self.bus()).await {
+                Ok(Ok(bus)) => bus,
+                Ok(Err(none)) if none.hangs => return Err(none.into_error()),
+                Ok(Err(none)) if start.elapsed() >= self.away() => {
+                    self.note_silence(&none.tried);
+                    return Err(none.into_error());
+                }
+                Ok(Err(_)) => {
                     sleep(PAUSE).await;
                     continue;
                 }
+                Err(_) => {
+                    self.note_silence("it takes no connection");
+                    return Err(late(self.0.limit));
+                }
             };
-            let lost = match timeout_at(until, bus.job(call, unit, body)).await {
+            let lost = match timeout_at(until, bus.job(call, unit, body, self.patience())).await {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(Attempt::Refused(name, _))) if name == fine => return Ok(()),
                 Ok(Err(Attempt::Refused(name, message))) => {
@@ -105,10 +129,15 @@ impl Systemd {
                     return Err(SystemdError::Job { unit: unit.to_owned(), result });
                 }
                 Ok(Err(Attempt::Lost(reason))) => reason,
+                Ok(Err(Attempt::Silent)) => {
+                    self.forget(&bus).await;
+                    self.note_silence(&format!("no answer to {call}"));
+                    return Err(late(self.patience()));
+                }
                 Err(_) => {
                     // The next caller tries a new one rather than this.
                     self.forget(&bus).await;
-                    return Err(late());
+                    return Err(late(self.0.limit));
                 }
             };
             tracing::debug!(
@@ -118,21 +147,47 @@ impl Systemd {
                 "the connection to systemd was lost; connecting again"
             );
             self.forget(&bus).await;
-            if start.elapsed() >= AWAY.min(self.0.limit) {
+            if start.elapsed() >= self.away() {
+                self.note_silence(&lost);
                 return Err(SystemdError::Unreachable { tried: lost });
             }
             sleep(PAUSE).await;
         }
     }
 
+    /// How long an answer may take, and for how long it is remembered that none came.
+    fn patience(&self) -> Duration {
+        self.0.limit / 3
+    }
+
+    fn away(&self) -> Duration {
+        AWAY.min(self.0.limit)
+    }
+
+    fn note_silence(&self, tried: &str) {
+        let mut silent = self.0.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        *silent = Some((Instant::now(), tried.to_owned()));
+    }
+
+    /// That it did not answer a moment ago.
+    fn silence(&self) -> Option<NoBus> {
+        let silent = self.0.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, tried) = silent.as_ref().filter(|(since, _)| since.elapsed() < self.patience())?;
+        let tried = format!("{tried}, {:.0} s ago", since.elapsed().as_secs_f64());
+        Some(NoBus { tried, hangs: true })
+    }
+
     /// The connection that there is, or a new one.
-    async fn bus(&self) -> Result<Arc<Bus>, SystemdError> {
+    async fn bus(&self) -> Result<Arc<Bus>, NoBus> {
         let mut held = self.0.bus.lock().await;
         if let Some(bus) = held.as_ref().filter(|bus| !bus.is_closed()) {
             return Ok(bus.clone());
         }
         *held = None;
-        let mut tried = Vec::new();
+        if let Some(none) = self.silence() {
+            return Err(none);
+        }
+        let (mut tried, mut hangs) = (Vec::new(), false);
         for route in &self.0.routes {
             match timeout(CONNECT, Bus::open(route)).await {
                 Ok(Ok(bus)) => {
@@ -142,10 +197,17 @@ impl Systemd {
                     return Ok(bus);
                 }
                 Ok(Err(error)) => tried.push(format!("{route}: {error}")),
-                Err(_) => tried.push(format!("{route}: no answer within {} s", CONNECT.as_secs())),
+                Err(_) => {
+                    hangs = true;
+                    tried.push(format!("{route}: no answer within {} s", CONNECT.as_secs()));
+                }
             }
         }
-        Err(SystemdError::Unreachable { tried: tried.join("; ") })
+        let tried = tried.join("; ");
+        if hangs {
+            self.note_silence(&tried);
+        }
+        Err(NoBus { tried, hangs })
     }
 
     async fn forget(&self, bus: &Arc<Bus>) {

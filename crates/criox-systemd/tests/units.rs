@@ -26,6 +26,8 @@ enum Manner {
     Dies(usize),
     /// Takes the job and never ends it.
     Hangs,
+    /// Does not even answer.
+    IsSilent,
 }
 
 /// A systemd that is played.
@@ -97,6 +99,7 @@ async fn serve(connection: Connection, manner: Manner, asked: Arc<Mutex<Vec<Stri
                 connection.reply_error(&header, name, &"no").await.expect("an answer");
             }
             Manner::Dies(_) => return drop(connection.close().await),
+            Manner::IsSilent => {}
             Manner::Hangs => connection.reply(&header, &job).await.expect("an answer"),
         }
     }
@@ -183,6 +186,56 @@ async fn a_systemd_that_hangs_costs_the_limit_and_names_the_call() {
         error.to_string().starts_with("StartTransientUnit of a.scope by systemd is not finished"),
         "{error}"
     );
+}
+
+/// How long a call takes that fails.
+async fn failing(systemd: &Systemd) -> Duration {
+    let start = Instant::now();
+    systemd.start_scope(scope()).await.expect_err("no systemd");
+    start.elapsed()
+}
+
+#[tokio::test]
+async fn a_systemd_that_does_not_answer_costs_one_caller_a_third_and_the_next_nothing() {
+    let played = Played::start(Manner::IsSilent);
+    let systemd = played.client(Duration::from_millis(1500));
+    let first = failing(&systemd).await;
+    assert!((Duration::from_millis(400)..Duration::from_millis(1400)).contains(&first), "{first:?}");
+    for _ in 0..5 {
+        assert!(failing(&systemd).await < Duration::from_millis(100));
+    }
+    assert_eq!(played.asked().len(), 1);
+    // It is not given up for good.
+    tokio::time::sleep(Duration::from_millis(550)).await;
+    failing(&systemd).await;
+    assert_eq!(played.asked().len(), 2);
+}
+
+#[tokio::test]
+async fn a_job_that_does_not_end_says_nothing_about_others() {
+    let played = Played::start(Manner::Hangs);
+    let systemd = played.client(Duration::from_millis(300));
+    for asked in 1..3 {
+        assert!(failing(&systemd).await >= Duration::from_millis(300));
+        assert_eq!(played.asked().len(), asked);
+    }
+}
+
+#[tokio::test]
+async fn callers_of_a_bus_that_takes_no_connection_share_one_attempt() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("private");
+    let listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+    let systemd = Systemd::new(vec![Route::Private(path)], Duration::from_secs(30));
+    let start = Instant::now();
+    let calls = (0..20).map(|_| failing(&systemd));
+    futures_util::future::join_all(calls).await;
+    // One time limit of a connection, and not one for each.
+    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+    assert!(failing(&systemd).await < Duration::from_millis(100));
+    listener.set_nonblocking(true).expect("a socket");
+    let attempts = std::iter::from_fn(|| listener.accept().ok()).count();
+    assert_eq!(attempts, 1);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 use super::*;
 use crate::handler::RuntimeHandler;
-use crate::value::{CgroupManager, LogLevel};
+use crate::value::{CgroupManager, CheckpointLevel, LogLevel};
 
 /// Writes files into a directory and loads them: `crio.conf`, `crio.conf.d/…`, `storage.conf`.
 fn load_with(files: &[(&str, &str)], overrides: Overrides) -> Result<Loaded, String> {
@@ -255,7 +255,6 @@ fn what_is_wrong_is_said_by_key() {
         ("[crio.runtime]\nconmon_cgroup = \"x\"", "crio.runtime.conmon_cgroup"),
         ("[crio.runtime]\nconmon = \"conmon\"", "crio.runtime.conmon: \"conmon\" is not an absolute path"),
         ("[crio.runtime]\nuid_mappings = \"0:1\"", "container:host:size"),
-        ("[crio.runtime]\nlog_to_journald = true", "crio.runtime.log_to_journald: this version"),
         ("[crio.runtime]\nlog_level = 1", "must be text in quotes"),
         ("[crio.runtime]\nlog_size_max = 99999999999999999999", "out of range"),
         ("[crio.runtime]\nruntimes = 1", "crio.runtime.runtimes: must be a table"),
@@ -294,6 +293,24 @@ fn a_bad_handler_is_left_out_unless_it_is_the_default() {
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(warnings[0].contains(":2: crio.runtime.runtimes.odd.runtime_type"), "{warnings:?}");
     assert!(warnings[1].contains("handler \"odd\" is ignored"), "{warnings:?}");
+}
+
+#[test]
+fn checkpoints_are_off_unless_the_new_key_says_so_and_the_old_one_does_not_object() {
+    let level = |text: &str| load(&[("crio.conf", text)]).config.checkpoint_restore.container_level_enabled;
+    let on = "[crio.checkpoint_restore]\ncontainer_level_enabled = \"checkpoint_restore\"\n";
+    assert_eq!(level(""), CheckpointLevel::None);
+    assert_eq!(level("[crio.runtime]\nenable_criu_support = true\n"), CheckpointLevel::None);
+    assert_eq!(level(on), CheckpointLevel::CheckpointRestore);
+    assert_eq!(level(&on.replace("_restore\"", "_only\"")), CheckpointLevel::CheckpointOnly);
+    let both = format!("{on}[crio.runtime]\nenable_criu_support = false\n");
+    assert_eq!(level(&both), CheckpointLevel::None);
+    let loaded = load(&[("crio.conf", &both)]);
+    assert!(
+        loaded.warnings.iter().any(|w| w.to_string().contains("enable_criu_support")),
+        "{:?}",
+        loaded.warnings
+    );
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Pulling: joinable operations, and the pipeline from a reference to a recorded image.
 
 mod layers;
-mod resolve;
+pub(crate) mod resolve;
 mod run;
 mod stream;
 #[cfg(test)]

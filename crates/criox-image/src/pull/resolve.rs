@@ -15,12 +15,12 @@ use crate::reference::{ImageName, Reference};
 use crate::registry::Endpoint;
 
 /// An endpoint that may have the image.
-pub(super) struct Source {
-    pub(super) endpoint: Endpoint,
+pub(crate) struct Source {
+    pub(crate) endpoint: Endpoint,
 }
 
 /// The full references that a name may stand for, in order, as they are pulled.
-pub(super) fn candidates(options: &ImageOptions, image: &str) -> Result<Vec<Reference>, PullError> {
+pub(crate) fn candidates(options: &ImageOptions, image: &str) -> Result<Vec<Reference>, PullError> {
     let name = ImageName::parse(image).map_err(|e| PullError::from_reference(image, e))?;
     full_names(options, name, options.short_name_mode)
         .map_err(|e| PullError::with(PullErrorKind::InvalidReference, image, "resolving the short name", e))
@@ -53,7 +53,7 @@ pub(crate) fn local_names(options: &ImageOptions, image: &str) -> Vec<Reference>
 }
 
 /// Whether the signature policy lets the image in. The namespace's own policy replaces the node's.
-pub(super) async fn check_policy(
+pub(crate) async fn check_policy(
     options: &Arc<ImageOptions>,
     request: &PullRequest,
     reference: &Reference,
@@ -87,7 +87,7 @@ fn policy_path(options: &ImageOptions, namespace: &str) -> PathBuf {
 }
 
 /// The endpoints to ask, in order, with certificates and credentials.
-pub(super) async fn sources(
+pub(crate) async fn sources(
     options: &Arc<ImageOptions>,
     request: &PullRequest,
     reference: &Reference,

@@ -543,3 +543,81 @@ async fn nobody_there_is_registry_unavailable() {
     assert!(error.to_string().starts_with("RegistryUnavailable"), "{error}");
     assert_eq!(node.pull("Not A Name").await.unwrap_err().kind(), PullErrorKind::InvalidReference);
 }
+
+const PROFILE: &str = "application/vnd.cncf.seccomp-profile.config.v1+json";
+
+impl Content {
+    /// An artifact whose manifest has these types of artifact, configuration and content.
+    fn artifact(&mut self, tag: &str, types: [&str; 3], bytes: &[u8]) -> Digest {
+        let (config, layer) = (self.blob(b"{}"), self.blob(bytes));
+        let [artifact, configuration, content] = types;
+        let manifest = format!(
+            r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","artifactType":"{artifact}","config":{{"mediaType":"{configuration}","digest":"{config}","size":2}},"layers":[{{"mediaType":"{content}","digest":"{layer}","size":{}}}]}}"#,
+            bytes.len()
+        );
+        self.document(tag, OCI_MANIFEST, manifest.as_bytes());
+        layer
+    }
+}
+
+impl Node {
+    async fn artifact(&self, image: String) -> Result<crate::Artifact, PullError> {
+        let request = PullRequest { image, ..Default::default() };
+        self.images.artifact(&request, PROFILE, 100).await
+    }
+}
+
+#[tokio::test]
+async fn an_artifact_is_known_by_any_of_its_types_and_its_content_comes_once() {
+    let mut content = Content::default();
+    content.artifact("by-artifact", [PROFILE, "application/vnd.oci.empty.v1+json", "text/plain"], b"one");
+    content.artifact("by-config", ["", PROFILE, "text/plain"], b"two");
+    content.artifact("by-content", ["", "application/vnd.oci.empty.v1+json", PROFILE], b"three");
+    let fake = content.serve().await;
+    let node = node(&fake);
+    for (tag, bytes) in [("by-artifact", &b"one"[..]), ("by-config", b"two"), ("by-content", b"three")] {
+        let first = node.artifact(format!("{}/a:{tag}", fake.address)).await.unwrap();
+        assert_eq!(&*first.bytes, bytes);
+        assert!(first.reference.contains("/a@sha256:"), "{}", first.reference);
+        let before = fake.seen().len();
+        // By digest it is known; a tag may have moved.
+        assert_eq!(node.artifact(first.reference.clone()).await.unwrap(), first);
+        assert_eq!(fake.seen().len(), before);
+        assert_eq!(node.artifact(format!("{}/a:{tag}", fake.address)).await.unwrap(), first);
+        let asked: Vec<String> = fake.seen()[before..].iter().map(|seen| seen.target.clone()).collect();
+        assert!(asked.iter().all(|target| !target.contains("/blobs/")), "{asked:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_such_artifact_is_refused() {
+    let mut content = Content::default();
+    content.image("image", &[(gzip(&tar(&[("f", b"x")])), &tar(&[("f", b"x")]))], "");
+    content.artifact("other", ["application/x", "application/y", "application/z"], b"x");
+    content.artifact("large", [PROFILE, PROFILE, PROFILE], &noise(1, 101));
+    let spoilt = content.artifact("spoilt", [PROFILE, PROFILE, PROFILE], b"right");
+    content.0.insert(format!("blobs/{spoilt}"), Reply::new(200, "wrong"));
+    let longer = content.artifact("longer", [PROFILE, PROFILE, PROFILE], b"short");
+    content.0.insert(format!("blobs/{longer}"), Reply::new(200, "shorter"));
+    content.document("empty", OCI_MANIFEST, br#"{"schemaVersion":2,"config":{"mediaType":"x","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},"layers":[]}"#);
+    content.document("index", OCI_INDEX, br#"{"schemaVersion":2,"manifests":[]}"#);
+    let fake = content.serve().await;
+    let node = node(&fake);
+    use PullErrorKind as Kind;
+    for (tag, kind) in [
+        ("image", Kind::UnsupportedManifest),
+        ("other", Kind::UnsupportedManifest),
+        ("large", Kind::SizeMismatch),
+        ("spoilt", Kind::DigestMismatch),
+        ("longer", Kind::SizeMismatch),
+        ("empty", Kind::UnsupportedManifest),
+        ("index", Kind::UnsupportedManifest),
+        ("absent", Kind::NotFound),
+    ] {
+        let error = node.artifact(format!("{}/a:{tag}", fake.address)).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{tag}: {error}");
+    }
+    let refusing = node_with(&trusting(&fake), r#"{"default":[{"type":"reject"}]}"#);
+    let error = refusing.artifact(format!("{}/a:other", fake.address)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::SignatureValidationFailed);
+}

@@ -2,6 +2,7 @@
 
 mod default;
 mod groups;
+mod notifier;
 mod profile;
 
 use criox_cri::v1;
@@ -12,6 +13,7 @@ use crate::oci;
 use crate::security::{Profile as Requested, profile as requested};
 
 pub use default::default_profile;
+pub use notifier::{call_counts, call_name, listen};
 pub use profile::{SeccompFile, parse_profile};
 
 /// Machine architectures that criox runs on.

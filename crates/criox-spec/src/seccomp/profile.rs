@@ -104,6 +104,15 @@ impl SeccompFile {
         Ok(())
     }
 
+    /// Whether a process of the node is asked about calls.
+    #[must_use]
+    pub fn asks_listener(&self) -> bool {
+        let mut actions = self.syscalls.iter().map(|rule| &rule.action).chain([&self.default_action]);
+        self.listener_path.is_some()
+            || self.listener_metadata.is_some()
+            || actions.any(|action| action == "SCMP_ACT_NOTIFY")
+    }
+
     /// The filter for one container.
     pub(crate) fn resolve(
         &self,

@@ -90,6 +90,35 @@ fn a_chain_is_called_in_order_and_back() {
 }
 
 #[test]
+fn a_port_that_a_plugin_maps_has_one_holder() {
+    in_private_host("fake::a_port_that_a_plugin_maps_has_one_holder", || async {
+        let node = node("1.0.0", "");
+        let network = node.network();
+        let intent = |network: &Network, id: &str, port| {
+            let mut request = node.request(id);
+            request.host_ports = vec![HostPort::from_cri(Protocol::Tcp, 80, port, "").unwrap().unwrap()];
+            network.prepare(&request).unwrap()
+        };
+        let first = network.add(&intent(&network, "a", 8080)).await.unwrap();
+        node.calls();
+        let second = intent(&network, "b", 8080);
+        let error = network.add(&second).await.unwrap_err();
+        assert_eq!(error.to_string(), "host port *:8080/tcp is already mapped to sandbox a");
+        assert!(node.calls().is_empty(), "no plugin is asked");
+        network.add(&intent(&network, "c", 8081)).await.unwrap();
+        network.del(&first).await.unwrap();
+        let second = network.add(&second).await.unwrap();
+        // Also those of before a restart count, and nobody has rules of ours.
+        let network = node.network();
+        network.restore(std::slice::from_ref(&second)).await.unwrap();
+        let error = network.add(&intent(&network, "d", 8080)).await.unwrap_err();
+        assert!(matches!(error, NetworkError::HostPortTaken { .. }), "{error}");
+        network.del(&second).await.unwrap();
+        network.add(&intent(&network, "e", 8080)).await.unwrap();
+    });
+}
+
+#[test]
 fn del_after_a_crash_needs_only_the_intent() {
     in_private_host("fake::del_after_a_crash_needs_only_the_intent", || async {
         let node = node("1.0.0", "");
