@@ -7,6 +7,8 @@
 //!               └── undone by ID ──► (gone)      a stop or start in flight is `busy` beside the phase
 //! ```
 
+use std::time::Duration;
+
 use crate::error::{Error, Kind};
 use crate::record::{ContainerPhase, SandboxPhase};
 
@@ -105,6 +107,27 @@ pub fn create(sandbox: &str, phase: SandboxPhase, busy: Option<SandboxBusy>) -> 
     }
 }
 
+/// What becomes of a ready sandbox whose ID no live call was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// Its time is not over.
+    Waits,
+    /// It counts as somebody's: it was in a list or a status, from which a kubelet adopts it. Its first container may come
+    /// after a pull of any length.
+    Taken,
+    /// It is nobody's, and is undone.
+    Undone,
+}
+
+/// Whose a sandbox is that waits for a call to be given its ID, `limit` at most.
+pub fn unclaimed(waited: Duration, limit: Duration, shown: bool) -> Fate {
+    match (waited >= limit, shown) {
+        (false, _) => Fate::Waits,
+        (true, true) => Fate::Taken,
+        (true, false) => Fate::Undone,
+    }
+}
+
 fn refuse(id: &str, reason: &str) -> Admission {
     Admission::Refuse(Error::new(Kind::FailedPrecondition, format!("container {id} {reason}")))
 }
@@ -171,6 +194,16 @@ mod tests {
         ] {
             assert!(matches!(create("s", phase, busy), Admission::Refuse(_)), "{phase:?} {busy:?}");
         }
+    }
+
+    #[test]
+    fn a_sandbox_that_somebody_has_seen_is_not_undone() {
+        let (limit, second) = (Duration::from_secs(600), Duration::from_secs(1));
+        for shown in [false, true] {
+            assert_eq!(unclaimed(limit - second, limit, shown), Fate::Waits);
+        }
+        assert_eq!(unclaimed(limit, limit, true), Fate::Taken);
+        assert_eq!(unclaimed(limit + second, limit, false), Fate::Undone);
     }
 
     /// A step of the world: a request arrives, what is at work ends (well or not), the process ends.

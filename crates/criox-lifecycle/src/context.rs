@@ -4,12 +4,14 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use criox_config::Config;
+use criox_confine::{AppArmor, Cdi, Selinux};
 use criox_cri::ids::{ContainerId, SandboxId};
+use criox_handlers::Handlers;
 use criox_image::Images;
 use criox_network::Network;
 use criox_spec::{NodeFacts, Warning, WarningTopic};
@@ -17,12 +19,10 @@ use criox_store::Store;
 use criox_sys::cgroup::{Cgroups, Driver};
 use criox_systemd::Systemd;
 
-use crate::apparmor::AppArmor;
-use crate::cdi::Cdi;
+use crate::checkpoint::Checkpoints;
 use crate::container::image_volume;
 use crate::error::{Error, Kind, Result};
 use crate::events::Events;
-use crate::handlers::Handlers;
 use crate::index::Index;
 use crate::key::SandboxKey;
 use crate::nri::Plugins;
@@ -30,7 +30,6 @@ use crate::paths::Paths;
 use crate::pod::Pod;
 use crate::record::SandboxRecord;
 use crate::seccomp::SeccompDefaults;
-use crate::selinux::Selinux;
 use crate::spare::Spares;
 use crate::userns;
 
@@ -82,6 +81,8 @@ pub struct Context {
     pub names: Names,
     /// NRI and its plugins.
     pub nri: Plugins,
+    /// Whether checkpoints are made and restored.
+    pub checkpoints: Checkpoints,
 }
 
 /// What was clamped or left out because this node can't do it: told once in the log, and shown in Status.
@@ -219,6 +220,59 @@ pub(crate) async fn blocking<T: Send + 'static>(
     }
 }
 
+/// As [`blocking`], for work that makes what somebody has to undo. When it ends after nobody waits for it any more (its
+/// time was over, or the operation was given up), whoever undoes the operation may have been there already: `undo` then
+/// runs in the work's own thread.
+pub(crate) async fn blocking_or_undo<T: Send + 'static>(
+    stage: &'static str,
+    object: &str,
+    deadline: Duration,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+    undo: impl Fn() -> Result<()> + Send + 'static,
+) -> Result<T> {
+    let waiting = Waiting(Arc::new(AtomicBool::new(true)));
+    let waited = waiting.0.clone();
+    let name = object.to_owned();
+    blocking(stage, object, deadline, move || {
+        let made = work();
+        // From here on it is in time, or it is late: never both, never neither.
+        if !waited.swap(false, Ordering::AcqRel) {
+            undo_late(stage, &name, undo);
+        }
+        made
+    })
+    .await
+}
+
+/// Held by whoever waits for work; false inside when either side is through.
+struct Waiting(Arc<AtomicBool>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// Whoever undoes the operation may be at it at this moment: two that unmount one thing get in each other's way once.
+fn undo_late(stage: &str, object: &str, undo: impl Fn() -> Result<()>) {
+    const TRIES: u32 = 3;
+    const PAUSE: Duration = Duration::from_millis(200);
+    for left in (0..TRIES).rev() {
+        match undo() {
+            Ok(()) => {
+                return tracing::info!(stage, object, "undid what came after nobody waited for it any more");
+            }
+            Err(_) if left > 0 => std::thread::sleep(PAUSE),
+            Err(error) => tracing::warn!(
+                stage,
+                object,
+                error = error.chain(),
+                "what came too late stays; the next start of criox removes it"
+            ),
+        }
+    }
+}
+
 /// Times of creation that rise by at least one nanosecond, whatever the system's clock does: the kubelet orders by them.
 #[derive(Debug, Default)]
 pub struct Clock {
@@ -258,6 +312,42 @@ pub(crate) fn new_container_id() -> Result<ContainerId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// How often the undoing ran of work that takes so long, when its caller has so much patience; -1: no limit.
+    async fn undone(work: Duration, patience: Option<Duration>, drops: bool) -> u32 {
+        let count = Arc::new(std::sync::atomic::AtomicU32::new(0));
+        let seen = count.clone();
+        let (ended, end) = tokio::sync::oneshot::channel::<()>();
+        let call = blocking_or_undo(
+            "work",
+            "object",
+            patience.unwrap_or(Duration::from_secs(60)),
+            move || {
+                std::thread::sleep(work);
+                Ok(ended)
+            },
+            move || {
+                seen.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            },
+        );
+        if drops {
+            drop(tokio::time::timeout(work / 4, call).await);
+        } else {
+            drop(call.await);
+        }
+        // The sender is dropped with the result, after the undoing.
+        drop(end.await);
+        count.load(Ordering::Relaxed)
+    }
+
+    #[tokio::test]
+    async fn work_that_nobody_waits_for_any_more_is_undone_once() {
+        let work = Duration::from_millis(100);
+        assert_eq!(undone(work, None, false).await, 0, "in time");
+        assert_eq!(undone(work, Some(work / 4), false).await, 1, "after its deadline");
+        assert_eq!(undone(work, None, true).await, 1, "given up");
+    }
 
     #[test]
     fn times_rise_also_when_the_clock_goes_back() {

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use criox_cri::ids::{ContainerId, SandboxId};
 use criox_cri::v1;
+use prost::bytes::Bytes;
 
 use crate::admit::Verb;
+use crate::checkpoint::source::Source;
 use crate::container::exec::{self, Output};
 use crate::container::reopen;
 use crate::context::{Context, new_sandbox_id};
@@ -51,19 +53,29 @@ impl Lifecycle {
     /// # Errors
     /// A wrong field; an existing sandbox of the same name that differs; a step that failed, of which nothing is left.
     pub async fn run_pod_sandbox(&self, config: v1::PodSandboxConfig, handler: &str) -> Result<SandboxId> {
+        let (pod, _) = self.run_pod(config, handler, false).await?;
+        pod.claim(None).await;
+        Ok(pod.id)
+    }
+
+    /// A sandbox that is ready, for a caller who has not been given it yet, and whether this call made it. `restoring`:
+    /// a restart undoes it until RestorePod has ended.
+    pub(crate) async fn run_pod(
+        &self,
+        config: v1::PodSandboxConfig,
+        handler: &str,
+        restoring: bool,
+    ) -> Result<(Pod, bool)> {
         let key = SandboxKey::of(&config)?;
         sandbox::run::validate(&self.context, &config, handler)?;
         userns::possible(&self.context, &config, handler).await?;
         sandbox::run::network_ready(&self.context, &config).await?;
         let config = Arc::new(config);
         for _ in 0..AGAIN {
-            let pod = self.reserve(&key, &config, handler)?;
+            let (pod, new) = self.reserve(&key, &config, handler, restoring)?;
             let (config, handler) = (config.clone(), handler.to_owned());
             match pod.ask(|reply| Request::Run { config, handler, reply }).await {
-                Ok(Run::Ready) => {
-                    pod.claim(None).await;
-                    return Ok(pod.id);
-                }
+                Ok(Run::Ready) => return Ok((pod, new)),
                 Ok(Run::Gone) => {}
                 // The name is being given back between the look-up and the question.
                 Err(error) if error.kind() == Kind::NotFound => tokio::time::sleep(PAUSE).await,
@@ -77,17 +89,29 @@ impl Lifecycle {
     }
 
     /// The pod of a key, made if there is none. The lock is held for the look-up only; nothing in it waits.
-    fn reserve(&self, key: &SandboxKey, config: &Arc<v1::PodSandboxConfig>, handler: &str) -> Result<Pod> {
+    /// True: it is new.
+    fn reserve(
+        &self,
+        key: &SandboxKey,
+        config: &Arc<v1::PodSandboxConfig>,
+        handler: &str,
+        restoring: bool,
+    ) -> Result<(Pod, bool)> {
         let parent = config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()).unwrap_or_default();
         let cgroup_parent = self.context.cgroup_parent(parent)?;
         let mut names = self.context.names();
         if let Some(pod) = names.get(key) {
-            return Ok(pod.clone());
+            return Ok((pod.clone(), false));
         }
-        let live: HashSet<SandboxId> = names.values().map(|pod| pod.id).collect();
-        let pods = self.context.index.pods();
-        let known = pods.iter().filter_map(|view| view.sandbox.selinux.clone());
-        let selinux = self.context.selinux.pod(config, known, |id| live.contains(id))?;
+        let selinux = match self.context.selinux.is_enabled() {
+            true => {
+                let live: HashSet<SandboxId> = names.values().map(|pod| pod.id).collect();
+                let pods = self.context.index.pods();
+                let known = pods.iter().filter_map(|view| view.sandbox.selinux.clone());
+                self.context.selinux.pod(config, known, |id| live.contains(id))?
+            }
+            false => None,
+        };
         let spare = if spare::suits(&self.context, handler) { spare::take(&self.context) } else { None };
         let record = SandboxRecord {
             version: VERSION,
@@ -105,6 +129,7 @@ impl Lifecycle {
             init: None,
             updated: None,
             selinux,
+            restoring,
         };
         if let Some(labels) = &record.selinux {
             self.context.selinux.allot(record.id, labels);
@@ -112,7 +137,7 @@ impl Lifecycle {
         let (pod, requests) = Pod::new(record.id);
         names.insert(key.clone(), pod.clone());
         Task::spawn(&self.context, (pod.clone(), requests), record, Start::Create { spare });
-        Ok(pod)
+        Ok((pod, true))
     }
 
     /// StopPodSandbox. An unknown ID is success.
@@ -144,8 +169,9 @@ impl Lifecycle {
     /// a step that failed, of which nothing is left.
     pub async fn create_container(&self, sandbox: &str, config: v1::ContainerConfig) -> Result<ContainerId> {
         let view = self.context.index.pod(sandbox)?;
+        let source = Source::of(&self.context, &view.sandbox, &config).await?.map(Arc::new);
         let config = Arc::new(config);
-        let id = view.pod.ask(|reply| Request::Create { config, reply }).await?;
+        let id = view.pod.ask(|reply| Request::Create { config, source, reply }).await?;
         view.pod.claim(Some(id)).await;
         Ok(id)
     }
@@ -245,6 +271,16 @@ impl Lifecycle {
     pub fn list_containers(&self, filter: Option<&v1::ContainerFilter>) -> Vec<v1::Container> {
         let containers = self.context.index.listed_containers(filter);
         containers.iter().map(|record| status::container_entry(record)).collect()
+    }
+
+    /// ListPodSandbox in the form that goes over the wire, see [`Index::encoded_pods`].
+    pub fn encoded_pods(&self, filter: Option<&v1::PodSandboxFilter>) -> Vec<Bytes> {
+        self.context.index.encoded_pods(filter)
+    }
+
+    /// ListContainers in the form that goes over the wire, see [`Index::encoded_containers`].
+    pub fn encoded_containers(&self, filter: Option<&v1::ContainerFilter>) -> Vec<Bytes> {
+        self.context.index.encoded_containers(filter)
     }
 
     /// How many monitors answer, for Status: a read of snapshots, nobody is asked.

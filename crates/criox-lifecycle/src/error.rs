@@ -103,6 +103,48 @@ impl Error {
     }
 }
 
+/// What can't be confined as it should be.
+impl From<criox_confine::Error> for Error {
+    fn from(error: criox_confine::Error) -> Self {
+        use criox_confine::Error as Confine;
+        let message = error.to_string();
+        let (kind, source) = match error {
+            Confine::Invalid(_) => (Kind::InvalidArgument, None),
+            Confine::Node { source, .. } => (Kind::FailedPrecondition, source),
+            Confine::Late(_) => (Kind::DeadlineExceeded, None),
+            Confine::NoLevel => (Kind::Failed, None),
+        };
+        Self { kind, message, source }
+    }
+}
+
+/// A handler that can't be had, or a runtime that fails.
+impl From<criox_handlers::Error> for Error {
+    fn from(error: criox_handlers::Error) -> Self {
+        use criox_handlers::Error as Handler;
+        let message = error.to_string();
+        match error {
+            Handler::Unknown(_) => Self::new(Kind::InvalidArgument, message),
+            Handler::Unavailable(_) => Self::new(Kind::FailedPrecondition, message),
+            Handler::Late(_) => Self::new(Kind::DeadlineExceeded, message),
+            Handler::Failed { source, .. } => Self::new(Kind::Failed, message).because(source),
+        }
+    }
+}
+
+/// What a plugin can't have.
+impl From<criox_nri_spec::Error> for Error {
+    fn from(error: criox_nri_spec::Error) -> Self {
+        use criox_nri_spec::Error as Wish;
+        let message = error.to_string();
+        match error {
+            Wish::Adjustment(_) => Self::new(Kind::FailedPrecondition, message),
+            Wish::Update(_) => Self::new(Kind::InvalidArgument, message),
+            Wish::Mounts(source) => Self::new(Kind::Failed, message).because(source),
+        }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)

@@ -8,10 +8,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 use criox_cri::ids::{ContainerId, SandboxId};
 use criox_cri::v1;
 
+use crate::entries::Entries;
 use crate::error::{Error, Kind, Result};
 use crate::pod::Pod;
 use crate::record::{ContainerRecord, SandboxPhase, SandboxRecord};
-use crate::stats::{LayerRoom, Probes};
+use crate::stats::Probes;
 use crate::status;
 
 /// A pod as it was published last.
@@ -23,6 +24,8 @@ pub struct PodView {
     pub containers: BTreeMap<ContainerId, Arc<ContainerRecord>>,
     /// Where to send requests.
     pub pod: Pod,
+    /// Its entries of lists, as they go over the wire.
+    pub(crate) entries: Entries,
 }
 
 impl PodView {
@@ -42,7 +45,6 @@ impl PodView {
 pub struct Index {
     maps: RwLock<Maps>,
     probes: Probes,
-    layer_room: LayerRoom,
 }
 
 #[derive(Debug, Default)]
@@ -117,11 +119,6 @@ impl Index {
         &self.probes
     }
 
-    /// The size of the file system of writable layers.
-    pub(crate) fn layer_room(&self) -> &LayerRoom {
-        &self.layer_room
-    }
-
     /// All pods, in the order of their IDs.
     pub fn pods(&self) -> Vec<Arc<PodView>> {
         self.maps.read().unwrap_or_else(PoisonError::into_inner).pods.values().cloned().collect()
@@ -131,7 +128,18 @@ impl Index {
     pub fn listed_pods(&self, filter: Option<&v1::PodSandboxFilter>) -> Vec<Arc<PodView>> {
         let mut pods = self.pods();
         pods.retain(|view| view.listed() && status::sandbox_passes(&view.sandbox, filter));
+        pods.iter().for_each(|view| view.pod.show());
         pods
+    }
+
+    /// The pod of an ID, for a status of its sandbox.
+    ///
+    /// # Errors
+    /// As [`Index::pod`].
+    pub fn shown_pod(&self, id: &str) -> Result<Arc<PodView>> {
+        let view = self.pod(id)?;
+        view.pod.show();
+        Ok(view)
     }
 
     /// The containers that ListContainers shows, by pod.

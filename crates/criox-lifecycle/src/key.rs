@@ -115,12 +115,14 @@ pub(crate) fn container_differences(
     compare("envs", old.envs == new.envs);
     compare("mounts", old.mounts == new.mounts);
     compare("devices", old.devices == new.devices);
+    compare("CDI_devices", old.cdi_devices == new.cdi_devices);
     compare("labels", old.labels == new.labels);
     compare("annotations", old.annotations == new.annotations);
     compare("log_path", old.log_path == new.log_path);
     compare("stdin", old.stdin == new.stdin && old.stdin_once == new.stdin_once);
     compare("tty", old.tty == new.tty);
     compare("linux", old.linux == new.linux);
+    compare("windows", old.windows == new.windows);
     compare("stop_signal", old.stop_signal == new.stop_signal);
     fields
 }
@@ -173,6 +175,57 @@ mod tests {
         let other = container(&[("A", "2")], "/x");
         assert!(!same_container(&first, &other));
         assert_eq!(container_differences(&first, &other), ["envs"]);
+    }
+
+    #[test]
+    fn whatever_makes_two_requests_differ_is_named() {
+        let whole = v1::ContainerConfig::default();
+        // All fields there are: a new one does not compile until somebody has said how it differs.
+        let v1::ContainerConfig {
+            metadata: _,
+            image: _,
+            command: _,
+            args: _,
+            working_dir: _,
+            envs: _,
+            mounts: _,
+            devices: _,
+            labels: _,
+            annotations: _,
+            log_path: _,
+            stdin: _,
+            stdin_once: _,
+            tty: _,
+            linux: _,
+            windows: _,
+            cdi_devices: _,
+            stop_signal: _,
+        } = &whole;
+        let changes: [(&str, fn(&mut v1::ContainerConfig)); 17] = [
+            ("image", |config| config.image = Some(v1::ImageSpec::default())),
+            ("command", |config| config.command.push("x".into())),
+            ("args", |config| config.args.push("x".into())),
+            ("working_dir", |config| config.working_dir = "/x".into()),
+            ("envs", |config| config.envs.push(v1::KeyValue::default())),
+            ("mounts", |config| config.mounts.push(v1::Mount::default())),
+            ("devices", |config| config.devices.push(v1::Device::default())),
+            ("CDI_devices", |config| config.cdi_devices.push(v1::CdiDevice::default())),
+            ("labels", |config| drop(config.labels.insert("x".into(), "y".into()))),
+            ("annotations", |config| drop(config.annotations.insert("x".into(), "y".into()))),
+            ("log_path", |config| config.log_path = "x".into()),
+            ("stdin", |config| config.stdin = true),
+            ("stdin", |config| config.stdin_once = true),
+            ("tty", |config| config.tty = true),
+            ("linux", |config| config.linux = Some(v1::LinuxContainerConfig::default())),
+            ("windows", |config| config.windows = Some(v1::WindowsContainerConfig::default())),
+            ("stop_signal", |config| config.stop_signal = v1::Signal::Sigusr1.into()),
+        ];
+        for (field, change) in changes {
+            let mut other = whole.clone();
+            change(&mut other);
+            assert!(!same_container(&whole, &other), "{field}");
+            assert_eq!(container_differences(&whole, &other), [field]);
+        }
     }
 
     #[test]

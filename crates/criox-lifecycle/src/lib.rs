@@ -5,15 +5,14 @@
 //! answer without waiting. What outlives the daemon is in the [`record`]s; `recovery` settles them at the next start.
 
 pub mod admit;
-mod apparmor;
-mod cdi;
+mod checkpoint;
 mod container;
 mod context;
 mod descriptors;
 mod engine;
+mod entries;
 mod error;
 mod events;
-mod handlers;
 mod index;
 mod key;
 mod monitor;
@@ -25,7 +24,6 @@ pub mod record;
 mod recovery;
 mod sandbox;
 mod seccomp;
-mod selinux;
 mod spare;
 mod stats;
 pub mod status;
@@ -33,22 +31,24 @@ mod streams;
 mod units;
 mod userns;
 
-pub use apparmor::AppArmor;
-pub use cdi::Cdi;
+pub use checkpoint::{Checkpoints, RestoredPod, checkpointed_at};
 pub use container::devices::host_devices;
 pub use container::exec::Output;
 pub use context::{Clamps, Clock, Context, Names};
 pub use engine::Lifecycle;
 pub use error::{Error, Kind, Result, chain};
 pub use events::{Events, Happening};
-pub use handlers::{Handler, Handlers};
 pub use index::{Index, PodView};
 pub use nri::Plugins;
 pub use paths::{Namespace, Paths, RunDir};
 pub use recovery::Report;
 pub use seccomp::SeccompDefaults;
-pub use selinux::{Labels, Selinux};
+pub use seccomp::notifier::{Action as NotifierAction, Notifier};
 pub use spare::Spares;
 
+/// What the context needs to confine containers, and the form of labels in records.
+pub use criox_confine::{AppArmor, Cdi, Labels, Selinux};
+/// OCI runtimes.
+pub use criox_handlers::{Handler, Handlers};
 /// systemd, where it manages cgroups.
 pub use criox_systemd::Systemd;

@@ -204,15 +204,21 @@ async fn list_beside(client: &Client, events: &mut mpsc::Receiver<Event>) -> Opt
     }
 }
 
-/// Puts the exits that a list knows before the events that follow, for a client that has lost some.
+/// Puts the exits and forbidden calls that a list knows before the events that follow, for a client that has lost some.
 pub(crate) async fn relist(client: Client, mut events: mpsc::Receiver<Event>, to: mpsc::Sender<Event>) {
     let listed = list_beside(&client, &mut events).await;
     if let Some((list, behind)) = listed {
-        for container in list
-            .containers
-            .into_iter()
-            .filter(|container| container.phase() == container_state::Phase::Exited)
-        {
+        for container in list.containers {
+            if container.forbidden.is_some() {
+                let (container_id, forbidden) = (container.container_id.clone(), container.forbidden.clone());
+                let told = event::Kind::SeccompNotified(proto::SeccompNotified { container_id, forbidden });
+                if to.send(Event { number: 0, kind: Some(told) }).await.is_err() {
+                    return;
+                }
+            }
+            if container.phase() != container_state::Phase::Exited {
+                continue;
+            }
             let exited = proto::Exited { container_id: container.container_id, exit: container.exit };
             let event = Event { number: 0, kind: Some(event::Kind::Exited(exited)) };
             if to.send(event).await.is_err() {

@@ -61,6 +61,31 @@ impl Paths {
         self.pod(sandbox).join(format!("container-{container}.json"))
     }
 
+    /// What is being captured of containers for an archive, and nothing else: empty when no call is at work.
+    pub fn captures(&self) -> PathBuf {
+        self.graph_root.join("criox/captures")
+    }
+
+    /// What is being captured of a container.
+    pub fn capture(&self, container: &str) -> PathBuf {
+        self.captures().join(container)
+    }
+
+    /// The checkpoints that containers go on from, which are not needed after the start.
+    pub fn intakes(&self) -> PathBuf {
+        self.graph_root.join("criox/intakes")
+    }
+
+    /// The checkpoint that a container goes on from.
+    pub fn intake(&self, container: &str) -> PathBuf {
+        self.intakes().join(container)
+    }
+
+    /// Where a pod's checkpoint is being written to, while it is.
+    pub fn checkpoint_intent(&self, sandbox: &str) -> PathBuf {
+        self.pod(sandbox).join("checkpoint.json")
+    }
+
     /// Run directories of all pods.
     pub fn runs(&self) -> PathBuf {
         self.run_root.join("criox")

@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use criox_confine::Labels;
 use criox_cri::ids::{ContainerId, SandboxId};
 use criox_cri::v1;
 use criox_sys::durable;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::selinux::Labels;
+use crate::seccomp::notifier::Notifier;
 
 /// The version that this build writes, and the newest that it reads.
 pub const VERSION: u32 = 1;
@@ -86,6 +87,9 @@ pub struct SandboxRecord {
     /// SELinux labels of its own, with the level that no other pod has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selinux: Option<Labels>,
+    /// RestorePod is at work on it: after a crash it is undone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restoring: bool,
 }
 
 /// What UpdatePodSandboxResources said.
@@ -116,6 +120,7 @@ impl SandboxRecord {
             init: None,
             updated: None,
             selinux: None,
+            restoring: false,
         }
     }
 
@@ -236,6 +241,20 @@ pub struct ContainerRecord {
     /// The limits in force since the last UpdateContainerResources, in place of the request's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub updated: Option<Encoded<v1::LinuxContainerResources>>,
+    /// Calls that its filter refuses are counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notifier: Option<Notifier>,
+    /// When it was last checkpointed, in nanoseconds since the epoch; 0: never.
+    #[serde(default, skip_serializing_if = "never")]
+    pub checkpointed_at: i64,
+    /// It goes on from a checkpoint: it has no process before its start, which brings that back to life.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restored: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+fn never(time: &i64) -> bool {
+    *time == 0
 }
 
 impl ContainerRecord {

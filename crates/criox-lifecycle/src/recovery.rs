@@ -21,9 +21,11 @@ use criox_monitor_api::proto::{ContainerState, ExitFacts, container_state};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::checkpoint;
 use crate::container::remove as container_remove;
 use crate::context::Context;
 use crate::engine::Lifecycle;
+use crate::entries::Entries;
 use crate::error::chain;
 use crate::index::PodView;
 use crate::key::SandboxKey;
@@ -34,6 +36,7 @@ use crate::record::{
     self, ContainerPhase, ContainerRecord, Exit, ProcessIdentity, RecordError, SandboxPhase, SandboxRecord,
 };
 use crate::sandbox::{network, plugins, remove, stop};
+use crate::seccomp::notifier::Notifier;
 use crate::{names, spare, stats, units, userns};
 
 /// How long the start waits for monitors that don't answer: their pods are shown as recorded until they do.
@@ -62,10 +65,11 @@ impl Lifecycle {
         let found = read_all(context, &mut report);
         let known: HashSet<SandboxId> = found.iter().map(|pod| pod.sandbox.id).collect();
         plugins::outlive(&known).await;
+        undo_checkpoints(context, known.clone()).await;
         let mut settling = JoinSet::new();
         for pod in found {
             report.pods += 1;
-            if pod.sandbox.phase == SandboxPhase::Creating {
+            if pod.sandbox.phase == SandboxPhase::Creating || pod.sandbox.restoring {
                 report.undone += 1;
                 undo_later(context, pod);
                 continue;
@@ -88,12 +92,29 @@ impl Lifecycle {
     }
 }
 
+/// Removes what calls over checkpoints have left that a kill cut short: places outside of ours are looked at, too, so it
+/// is not waited for without end.
+async fn undo_checkpoints(context: &Arc<Context>, known: HashSet<SandboxId>) {
+    let context = context.clone();
+    let work = tokio::task::spawn_blocking(move || {
+        checkpoint::sweep(&context);
+        for sandbox in &known {
+            checkpoint::undo(&context, sandbox);
+        }
+    });
+    if tokio::time::timeout(PATIENCE, work).await.is_err() {
+        tracing::warn!("half-written checkpoints are still being removed: a disk does not answer");
+    }
+}
+
 /// A pod as its records tell.
 struct Found {
     sandbox: SandboxRecord,
     containers: Vec<ContainerRecord>,
     /// Containers whose records can't be read.
     torn: Vec<ContainerId>,
+    /// A container whose record is left alone, and why.
+    left_alone: Option<String>,
 }
 
 fn read_all(context: &Context, report: &mut Report) -> Vec<Found> {
@@ -109,18 +130,21 @@ fn read_all(context: &Context, report: &mut Report) -> Vec<Found> {
             Ok(_) | Err(_) => unknown_sandbox(context, id),
         };
         context.clock.seen(sandbox.created_at);
-        let (mut containers, mut torn) = (Vec::new(), Vec::new());
+        let (mut containers, mut torn, mut left_alone) = (Vec::new(), Vec::new(), None);
         for (container, path) in container_records(&context.paths.pod(id.as_str())) {
             match record::read::<ContainerRecord>(&path) {
                 Ok(record) if record.id == container => {
                     context.clock.seen(record.created_at);
                     containers.push(record);
                 }
-                Err(error) if !is_undone(&error) => report.left_alone.push(chain(&error)),
+                Err(error) if !is_undone(&error) => {
+                    left_alone = Some(chain(&error));
+                    report.left_alone.push(chain(&error));
+                }
                 Ok(_) | Err(_) => torn.push(container),
             }
         }
-        found.push(Found { sandbox, containers, torn });
+        found.push(Found { sandbox, containers, torn, left_alone });
     }
     found
 }
@@ -166,6 +190,7 @@ fn announce(context: &Arc<Context>, found: &Found) -> (Pod, mpsc::Receiver<Reque
         sandbox: Arc::new(found.sandbox.clone()),
         containers: containers.map(|record| (record.id, Arc::new(record.clone()))).collect(),
         pod: pod.clone(),
+        entries: Entries::default(),
     });
     (pod, requests)
 }
@@ -307,6 +332,7 @@ async fn settle(context: Arc<Context>, handle: (Pod, mpsc::Receiver<Request>), m
     };
     let start = Start::Recovered {
         containers: found.containers,
+        left_alone: found.left_alone,
         connection: connection.map(|(connection, _)| connection),
     };
     Task::spawn(&context, handle, found.sandbox, start);
@@ -320,7 +346,26 @@ async fn start_without_monitor(
     mut found: Found,
 ) {
     undo_half_made(&context, None, &mut found).await;
-    Task::spawn(&context, handle, found.sandbox, Start::Silent { containers: found.containers });
+    thaw(&context, &found).await;
+    let start = Start::Silent { containers: found.containers, left_alone: found.left_alone };
+    Task::spawn(&context, handle, found.sandbox, start);
+}
+
+/// Lets containers go on that a daemon which is no more had frozen for a checkpoint: a monitor that is stopped itself
+/// can't. One that has died needs none of it: its containers are killed.
+async fn thaw(context: &Arc<Context>, found: &Found) {
+    let groups: Vec<String> = found.containers.iter().map(|container| container.cgroup.clone()).collect();
+    let (context, sandbox) = (context.clone(), found.sandbox.id);
+    let thawing = tokio::task::spawn_blocking(move || {
+        for group in groups.iter().filter(|group| !group.is_empty()) {
+            if let Err(error) = context.cgroups.thaw(group) {
+                tracing::warn!(%sandbox, error = chain(&error), "a container may stay frozen");
+            }
+        }
+    });
+    if tokio::time::timeout(PATIENCE, thawing).await.is_err() {
+        tracing::warn!(%sandbox, "containers are still being thawed");
+    }
 }
 
 /// Waits for a silent monitor to speak again; none: it has died.
@@ -390,7 +435,8 @@ pub(crate) fn apply(container: &mut ContainerRecord, state: &ContainerState) {
         return;
     }
     container.cgroup.clone_from(&state.cgroup);
-    container.process = Some(ProcessIdentity { pid: state.pid, start_time: state.start_time });
+    let process = ProcessIdentity { pid: state.pid, start_time: state.start_time };
+    container.process = (state.pid > 0).then_some(process);
     if state.started_at > 0 && container.started_at == 0 {
         container.started_at = state.started_at;
     }
@@ -428,7 +474,7 @@ fn end(container: &mut ContainerRecord, exit: Exit) {
     container.phase = ContainerPhase::Exited;
     container.process = None;
     container.started_at = container.started_at.min(exit.finished_at);
-    container.exit = Some(exit);
+    container.exit = Some(Notifier::explain(container.notifier.as_ref(), exit));
 }
 
 fn write(context: &Context, found: &Found) {
@@ -453,7 +499,12 @@ async fn sweep(context: &Arc<Context>, known: &HashSet<SandboxId>) {
         }
         undo_later(
             context,
-            Found { sandbox: unknown_sandbox(context, id), containers: Vec::new(), torn: Vec::new() },
+            Found {
+                sandbox: unknown_sandbox(context, id),
+                containers: Vec::new(),
+                torn: Vec::new(),
+                left_alone: None,
+            },
         );
     }
     let (context, runtime) = (context.clone(), context.clone());
@@ -482,6 +533,7 @@ async fn sweep(context: &Arc<Context>, known: &HashSet<SandboxId>) {
             }
         }
         userns::sweep(&context);
+        checkpoint::source::sweep(&context, |id| context.index.container(id.as_str()).is_ok());
         swept
     });
     match swept.await {
@@ -494,7 +546,7 @@ async fn sweep(context: &Arc<Context>, known: &HashSet<SandboxId>) {
 async fn forget_in_runtime(context: Arc<Context>, containers: Vec<ContainerId>) {
     for container in containers {
         if let Err(error) = context.handlers.delete("", &container).await {
-            tracing::warn!(%container, error = error.chain(), "the runtime did not delete the container");
+            tracing::warn!(%container, error = chain(&error), "the runtime did not delete the container");
         }
     }
 }

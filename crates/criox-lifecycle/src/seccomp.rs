@@ -1,5 +1,8 @@
 //! Which system call filter a container gets: the request's, the handler's, the configuration's, or our own.
 
+pub(crate) mod artifact;
+pub(crate) mod notifier;
+
 use std::path::Path;
 
 use criox_cri::v1;
@@ -11,15 +14,6 @@ use crate::error::{Error, Kind, Result};
 const PROFILE_MAX: u64 = 4 << 20;
 /// What is recorded for a profile that the configuration gives to RuntimeDefault.
 const RUNTIME_DEFAULT: &str = "RuntimeDefault";
-
-/// A pod's annotations that name a filter or a notifier which this version does not have. Whoever lets pods use them
-/// must not get containers that run without.
-const NOT_YET: [&str; 4] = [
-    "seccomp-notifier-action.crio.io",
-    "io.kubernetes.cri-o.seccompNotifierAction",
-    "seccomp-profile.crio.io",
-    "seccomp-profile.kubernetes.cri-o.io",
-];
 
 /// The configured default profiles, parsed once.
 #[derive(Debug, Default)]
@@ -74,22 +68,26 @@ impl SeccompDefaults {
     }
 
     /// The filter that a request asks for. `handler` is the handler's own default, `allowed` the annotations that it
-    /// lets pods use.
+    /// lets pods use, `artifact` the profile that they name where the request asks for none.
     ///
     /// # Errors
-    /// A profile that can't be read or is none; an annotation that would need what isn't there yet.
-    pub(crate) fn resolve(
-        &self,
+    /// A profile that can't be read or is none; an annotation that names a profile and no container.
+    pub(crate) fn resolve<'a>(
+        &'a self,
         sandbox: &v1::PodSandboxConfig,
         config: &v1::ContainerConfig,
         handler: Option<&Path>,
         allowed: &[String],
-    ) -> Result<Resolved<'_>> {
-        refuse_annotations(sandbox, allowed)?;
+        artifact: Option<&'a artifact::Fetched>,
+    ) -> Result<Resolved<'a>> {
+        artifact::check(sandbox, allowed)?;
         let request = seccomp_request(config)
             .map_err(|error| Error::new(Kind::InvalidArgument, format!("config.{error}")))?;
         match (request, handler.filter(|path| !path.as_os_str().is_empty()), &self.default) {
-            (SeccompRequest::Unconfined, _, _) => Ok(Resolved::Unconfined),
+            (SeccompRequest::Unconfined, _, _) => Ok(match artifact {
+                Some((profile, name)) => Resolved::Shared(profile, name),
+                None => Resolved::Unconfined,
+            }),
             (SeccompRequest::Privileged, _, _) => Ok(match &self.privileged {
                 Some((profile, path)) => Resolved::Shared(profile, path),
                 None => Resolved::Unconfined,
@@ -105,23 +103,6 @@ impl SeccompDefaults {
             }
             (SeccompRequest::RuntimeDefault, None, None) => Ok(Resolved::Default),
         }
-    }
-}
-
-/// A key may have the container's name behind a slash.
-fn refuse_annotations(sandbox: &v1::PodSandboxConfig, allowed: &[String]) -> Result<()> {
-    let asked = |key: &str| {
-        let name = NOT_YET.iter().find(|name| key == **name || key.starts_with(&format!("{name}/")));
-        name.is_some_and(|name| allowed.iter().any(|allowed| allowed == name))
-    };
-    match sandbox.annotations.keys().find(|key| asked(key)) {
-        Some(key) => Err(Error::new(
-            Kind::FailedPrecondition,
-            format!(
-                "sandbox_config.annotations[{key}]: this version of criox has neither seccomp notifiers nor profiles from images; remove the annotation, or take it from the handler's allowed_annotations"
-            ),
-        )),
-        None => Ok(()),
     }
 }
 
@@ -159,7 +140,7 @@ mod tests {
 
     fn name(defaults: &SeccompDefaults, config: &v1::ContainerConfig, handler: Option<&Path>) -> String {
         let sandbox = v1::PodSandboxConfig::default();
-        match defaults.resolve(&sandbox, config, handler, &[]).expect("a filter").as_spec() {
+        match defaults.resolve(&sandbox, config, handler, &[], None).expect("a filter").as_spec() {
             SeccompProfile::Unconfined => "none".to_owned(),
             SeccompProfile::Default => "ours".to_owned(),
             SeccompProfile::Loaded { path, .. } => path.to_owned(),
@@ -190,27 +171,10 @@ mod tests {
         assert_eq!(name(&defaults, &config, Some(&handler)), "RuntimeDefault");
         assert!(
             defaults
-                .resolve(&v1::PodSandboxConfig::default(), &config, Some(Path::new("/absent")), &[])
+                .resolve(&v1::PodSandboxConfig::default(), &config, Some(Path::new("/absent")), &[], None)
                 .is_err()
         );
         let absent = SeccompDefaults::load(Some(&directory.path().join("absent")), None).expect("ours");
         assert_eq!(name(&absent, &config, None), "ours");
-    }
-
-    #[test]
-    fn an_annotation_that_would_need_a_notifier_is_refused_where_it_is_allowed() {
-        let annotation = |key: &str| v1::PodSandboxConfig {
-            annotations: [(key.to_owned(), "stop".to_owned())].into(),
-            ..Default::default()
-        };
-        let allowed = ["seccomp-notifier-action.crio.io".to_owned(), "seccomp-profile.crio.io".to_owned()];
-        let defaults = SeccompDefaults::default();
-        let config = v1::ContainerConfig::default();
-        for key in ["seccomp-notifier-action.crio.io", "seccomp-profile.crio.io/app"] {
-            let error = defaults.resolve(&annotation(key), &config, None, &allowed).err().expect(key);
-            assert!(error.to_string().contains(key), "{error}");
-            // Anybody may write it where it does not act.
-            assert!(defaults.resolve(&annotation(key), &config, None, &[]).is_ok());
-        }
     }
 }

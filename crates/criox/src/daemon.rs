@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use criox_config::{Config, LoadOptions, Loaded, Overrides, Problems};
 use criox_lifecycle::{
-    AppArmor, Cdi, Clamps, Clock, Context, Events, Handlers, Index, Lifecycle, Names, Paths, Plugins,
-    SeccompDefaults, Selinux, Spares, Systemd,
+    AppArmor, Cdi, Checkpoints, Clamps, Clock, Context, Events, Handlers, Index, Lifecycle, Names, Paths,
+    Plugins, SeccompDefaults, Selinux, Spares, Systemd,
 };
 use criox_network::Network;
 use criox_store::{OpenReport, Store};
@@ -224,8 +224,9 @@ fn context(loaded: &Loaded, configured: Vec<String>) -> Result<Context, StartErr
     let mut defaults = wiring::spec_defaults(&config);
     let apparmor = AppArmor::new(&defaults.apparmor_profile, &config.root.runroot);
     if let Err(error) = apparmor.prepare() {
-        tracing::warn!(error = error.chain(), "containers that name no AppArmor profile run without one");
-        defaults.apparmor_missing = error.chain();
+        let error = criox_lifecycle::chain(&error);
+        tracing::warn!(error, "containers that name no AppArmor profile run without one");
+        defaults.apparmor_missing = error;
     }
     let seccomp = SeccompDefaults::load(
         config.runtime.seccomp_profile.as_deref(),
@@ -233,6 +234,10 @@ fn context(loaded: &Loaded, configured: Vec<String>) -> Result<Context, StartErr
     )
     .map_err(part("seccomp profile"))?;
     let boot_id = criox_sys::process::boot_id().map_err(part("boot ID"))?;
+    let checkpoints = Checkpoints::new(
+        config.checkpoint_restore.container_level_enabled,
+        &std::env::var("PATH").unwrap_or_default(),
+    );
     let images = criox_image::Images::new(store.clone(), wiring::image_options(loaded)?);
     let network = Network::new(wiring::network_options(&config)).map_err(part("pod network"))?;
     Ok(Context {
@@ -247,7 +252,8 @@ fn context(loaded: &Loaded, configured: Vec<String>) -> Result<Context, StartErr
             config.runtime.no_pivot,
             wiring::systemd(&config),
         )
-        .without(configured),
+        .without(configured)
+        .searching(checkpoints.criu()),
         cgroups,
         systemd: Systemd::default(),
         defaults,
@@ -264,6 +270,7 @@ fn context(loaded: &Loaded, configured: Vec<String>) -> Result<Context, StartErr
         names: Names::default(),
         nri: Plugins::new(&config, RUNTIME_VERSION),
         spares: Spares::default(),
+        checkpoints,
         config,
     })
 }

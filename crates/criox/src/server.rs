@@ -25,10 +25,10 @@ use tower::ServiceExt as _;
 
 use crate::connections::{Connection, Connections, Running};
 use crate::inspect;
-use crate::rpc::Services;
+use crate::rpc::{Services, lists};
 
 /// CRI-O's limit on messages, which some clients count on.
-const MESSAGE_MAX: usize = 80 << 20;
+pub(crate) const MESSAGE_MAX: usize = 80 << 20;
 /// Requests of one connection at the same time.
 const STREAMS: u32 = 1000;
 /// Connections at the same time; an idle one makes room for the next.
@@ -197,6 +197,10 @@ async fn answer(request: Request<Incoming>, routes: Routes, services: &Services)
     if !grpc {
         return inspect::answer(request.method(), request.uri().path(), services).map(Body::new);
     }
+    let request = match lists::answer(request, services).await {
+        Ok(response) => return response,
+        Err(other) => other,
+    };
     match routes.oneshot(request.map(Body::new)).await {
         Ok(response) => response,
         Err(never) => match never {},

@@ -1,7 +1,7 @@
 //! What a container is made of on disk: its root file system, and the bundle with its specification.
 
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +11,7 @@ use criox_cri::v1;
 use criox_image::ImageInfo;
 use criox_spec::{
     Built, EffectiveUser, ErrorKind, HandlerFeatures, Identity, ImageFacts, NamespaceSource, Namespaces,
-    ProvidedMounts, ResolvedMount, SelinuxLabels, SpecInput,
+    ProvidedMounts, ResolvedMount, SelinuxLabels, SpecInput, oci,
 };
 use criox_store::ContainerDraft;
 use criox_sys::durable;
@@ -26,7 +26,8 @@ use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::names;
 use crate::paths::Namespace;
-use crate::record::{ContainerPhase, ContainerRecord, ImageVolume, SandboxRecord};
+use crate::record::{ContainerPhase, ContainerRecord, ImageVolume, ProcessIdentity, SandboxRecord};
+use crate::seccomp::artifact;
 use crate::status;
 use crate::userns::{self, Users};
 
@@ -43,6 +44,10 @@ pub(crate) struct Input {
     pub(crate) handler_seccomp: Option<PathBuf>,
     pub(crate) namespaces: Namespaces,
     pub(crate) mounts: Vec<ResolvedMount>,
+    /// The filter that an annotation names.
+    pub(crate) seccomp_artifact: Option<artifact::Fetched>,
+    /// Where the monitor listens for what the filter refuses.
+    pub(crate) seccomp_listener: Option<String>,
 }
 
 /// A finished bundle.
@@ -52,10 +57,18 @@ pub(crate) struct Bundle {
     pub(crate) root: PathBuf,
     pub(crate) user: v1::ContainerUser,
     pub(crate) stop_signal: i32,
+    /// What plugins want changed of other containers.
+    pub(crate) updates: criox_nri::Updates,
+    /// What its filter refuses is asked of the monitor.
+    pub(crate) notified: bool,
+    /// What was written as its specification.
+    pub(crate) spec: Box<oci::Spec>,
 }
 
-/// The namespaces that a container joins: those of its pod, of a target, or the node's.
-pub(crate) fn namespaces(work: &Work) -> Result<Namespaces> {
+/// The namespaces that a container joins: those of its pod, of a target, or the node's. With a target comes its PID
+/// namespace, by which it is named: it must stay open until the container has been created.
+pub(crate) fn namespaces(work: &Work) -> Result<(Namespaces, Option<OwnedFd>)> {
+    let mut held = None;
     let Work { context, sandbox, record, .. } = work;
     let pod = status::namespace_options(&sandbox.config.0);
     let own = record
@@ -84,7 +97,7 @@ pub(crate) fn namespaces(work: &Work) -> Result<Namespaces> {
                 "is POD, but the sandbox was made without a shared PID namespace",
             ));
         }
-        v1::NamespaceMode::Target => target(work, &own.target_id)?,
+        v1::NamespaceMode::Target => target(work, &own.target_id, &mut held)?,
     };
     criox_spec::container_user_check(&record.config.0, &sandbox.config.0)
         .map_err(|error| Error::new(Kind::InvalidArgument, format!("config.{error}")))?;
@@ -92,7 +105,7 @@ pub(crate) fn namespaces(work: &Work) -> Result<Namespaces> {
     let ranges = |of: fn(&Users) -> &Vec<IdRange>| {
         users.as_ref().map(|users| userns::to_oci(of(users))).unwrap_or_default()
     };
-    Ok(Namespaces {
+    let namespaces = Namespaces {
         network: shared(pod.network(), Namespace::Network),
         ipc: shared(pod.ipc(), Namespace::Ipc),
         uts: pinned(Namespace::Uts),
@@ -100,10 +113,11 @@ pub(crate) fn namespaces(work: &Work) -> Result<Namespaces> {
         uid_mappings: ranges(|users| &users.users),
         gid_mappings: ranges(|users| &users.groups),
         user: if users.is_some() { pinned(Namespace::User) } else { NamespaceSource::Host },
-    })
+    };
+    Ok((namespaces, held))
 }
 
-fn target(work: &Work, id: &str) -> Result<NamespaceSource> {
+fn target(work: &Work, id: &str, held: &mut Option<OwnedFd>) -> Result<NamespaceSource> {
     const FIELD: &str = "config.linux.security_context.namespace_options.target_id";
     let record = work
         .others
@@ -112,7 +126,22 @@ fn target(work: &Work, id: &str) -> Result<NamespaceSource> {
         .ok_or_else(|| Error::invalid(FIELD, format!("container {id:?} is not in this pod")))?;
     let process = record.process.filter(|_| record.phase == ContainerPhase::Running);
     let process = process.ok_or_else(|| Error::invalid(FIELD, format!("container {id} does not run")))?;
-    Ok(NamespaceSource::Path(format!("/proc/{}/ns/pid", process.pid)))
+    let namespace = pid_namespace(process).map_err(|error| {
+        Error::new(Kind::FailedPrecondition, format!("{FIELD}: container {id} has just ended")).because(error)
+    })?;
+    let path = format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd());
+    *held = Some(namespace);
+    Ok(NamespaceSource::Path(path))
+}
+
+/// The PID namespace of a process, and not that of a later one of its number.
+fn pid_namespace(process: ProcessIdentity) -> io::Result<OwnedFd> {
+    let namespace = std::fs::File::open(format!("/proc/{}/ns/pid", process.pid))?;
+    // Looked at afterwards: what is open stays what it is.
+    match criox_sys::process::start_time(process.pid)? == process.start_time {
+        true => Ok(namespace.into()),
+        false => Err(io::Error::other(format!("process {} is another one now", process.pid))),
+    }
 }
 
 /// The container's SELinux labels, where there are any.
@@ -121,7 +150,7 @@ fn labels(
     sandbox: &SandboxRecord,
     record: &ContainerRecord,
 ) -> Result<Option<SelinuxLabels>> {
-    context.selinux.container(sandbox.selinux.as_ref(), &sandbox.config.0, &record.config.0)
+    Ok(context.selinux.container(sandbox.selinux.as_ref(), &sandbox.config.0, &record.config.0)?)
 }
 
 /// The container in the store, mounted; the path of its root.
@@ -286,7 +315,8 @@ pub(crate) fn write(input: &Input, root: PathBuf) -> Result<Bundle> {
         give(&localtime, pod_root).map_err(|error| failed(&error))?;
     }
     let mut built = build(input, &root, &inside, &directory)?;
-    crate::nri::adjust(input, &mut built)?;
+    let updates = crate::nri::adjust(input, &mut built)?;
+    let notified = notify(input, &mut built)?;
     context.clamps.tell(&built.warnings);
     let passwd = [("passwd", &built.passwd), ("group", &built.group)];
     for (name, bytes) in passwd {
@@ -323,7 +353,24 @@ pub(crate) fn write(input: &Input, root: PathBuf) -> Result<Bundle> {
         durable::write_atomic(&directory.join("config.json"), &json, 0o600)
             .map_err(|error| failed(&error))?;
     }
-    Ok(Bundle { directory, root, user: user(&built.user), stop_signal: built.stop_signal.number() })
+    Ok(Bundle {
+        directory,
+        root,
+        user: user(&built.user),
+        stop_signal: built.stop_signal.number(),
+        updates,
+        notified,
+        spec: Box::new(built.spec),
+    })
+}
+
+/// Behind the plugins, for the filter may be theirs. True: what it refuses is asked of the monitor.
+fn notify(input: &Input, built: &mut Built) -> Result<bool> {
+    let (Some(path), Some(filter)) = (&input.seccomp_listener, &mut built.spec.linux.seccomp) else {
+        return Ok(false);
+    };
+    criox_spec::listen_seccomp(filter, path)
+        .map_err(|reason| Error::invalid("config.linux.security_context.seccomp", reason))
 }
 
 fn build(input: &Input, root: &Path, inside: &Root, directory: &Path) -> Result<Built> {
@@ -340,6 +387,7 @@ fn build(input: &Input, root: &Path, inside: &Root, directory: &Path) -> Result<
         config,
         input.handler_seccomp.as_deref(),
         &input.features.allowed_annotations,
+        input.seccomp_artifact.as_ref(),
     )?;
     let cgroups_path =
         criox_sys::cgroup::oci_cgroups_path(context.driver(), &sandbox.cgroup_parent, record.id.as_str());
@@ -500,5 +548,24 @@ fn user(user: &EffectiveUser) -> v1::ContainerUser {
             gid: user.gid.into(),
             supplemental_groups: user.supplemental_groups.iter().map(|group| i64::from(*group)).collect(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_namespace_of_a_later_process_of_the_same_number_is_not_taken() {
+        use std::os::linux::fs::MetadataExt as _;
+        let pid = i32::try_from(std::process::id()).expect("a number");
+        let start_time = criox_sys::process::start_time(pid).expect("this process lives");
+        let own = std::fs::metadata("/proc/self/ns/pid").expect("this process lives");
+        let found = pid_namespace(ProcessIdentity { pid, start_time }).expect("its own");
+        let found = std::fs::File::from(found).metadata().expect("it is open");
+        assert_eq!((found.st_dev(), found.st_ino()), (own.st_dev(), own.st_ino()));
+        let error = pid_namespace(ProcessIdentity { pid, start_time: start_time + 1 }).expect_err("another");
+        assert!(error.to_string().contains("another one now"), "{error}");
+        pid_namespace(ProcessIdentity { pid: i32::MAX, start_time }).expect_err("nobody");
     }
 }

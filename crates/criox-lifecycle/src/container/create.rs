@@ -11,17 +11,23 @@ use criox_image::ImageInfo;
 use criox_monitor_api::client::Client;
 use criox_monitor_api::proto::{self, failure, reply, request};
 use criox_sys::cgroup;
+use tokio::sync::watch;
 
 use super::bundle::{self, Bundle};
 use super::{log, remove};
-use crate::context::{Context, blocking, new_container_id};
+use crate::checkpoint::source::{self, Source};
+use crate::context::{Context, blocking, blocking_or_undo, new_container_id};
 use crate::error::{Error, Kind, Result, failpoint};
 use crate::key::ContainerKey;
 use crate::monitor;
 use crate::record::{
     self, ContainerPhase, ContainerRecord, Encoded, ImageOfContainer, ProcessIdentity, SandboxRecord, VERSION,
 };
+use crate::seccomp::artifact;
+use crate::seccomp::notifier::{self, Notifier};
 
+/// Where systemd-journald takes entries in its native protocol.
+const JOURNAL: &str = "/run/systemd/journal/socket";
 /// Preparing the root file system and the specification.
 const PREPARE: Duration = Duration::from_secs(120);
 /// Reading the store's records of images.
@@ -34,8 +40,12 @@ pub(crate) struct Work {
     pub(crate) client: Client,
     /// As [`first_record`] made it.
     pub(crate) record: Arc<ContainerRecord>,
+    /// Turns true when nobody wants it any more.
+    pub(crate) given_up: watch::Receiver<bool>,
     /// The pod's other containers, one of which may be the target of a PID namespace.
     pub(crate) others: Vec<Arc<ContainerRecord>>,
+    /// What it goes on from.
+    pub(crate) source: Option<Arc<Source>>,
 }
 
 /// Checks what can be checked before the work, and names the container.
@@ -46,9 +56,13 @@ pub(crate) async fn first_record(
     context: &Arc<Context>,
     sandbox: &SandboxRecord,
     config: Arc<v1::ContainerConfig>,
+    source: Option<&Source>,
 ) -> Result<ContainerRecord> {
     ContainerKey::of(&config)?;
-    let image = find_image(context, &config).await?;
+    let image = match source {
+        Some(source) => source.base().clone(),
+        None => source::no_checkpoint(context, find_image(context, &config).await?)?,
+    };
     let id = new_container_id()?;
     let log_path = log::path(&sandbox.config.0, &config, &context.log_directory(&sandbox.id), &id)?;
     Ok(ContainerRecord {
@@ -79,10 +93,16 @@ pub(crate) async fn first_record(
         exit: None,
         image_volumes: Vec::new(),
         updated: None,
+        notifier: None,
+        checkpointed_at: 0,
+        restored: source.is_some(),
     })
 }
 
-async fn find_image(context: &Arc<Context>, config: &v1::ContainerConfig) -> Result<Arc<ImageInfo>> {
+pub(crate) async fn find_image(
+    context: &Arc<Context>,
+    config: &v1::ContainerConfig,
+) -> Result<Arc<ImageInfo>> {
     let name = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
     if name.is_empty() {
         return Err(Error::invalid("config.image.image", "must not be empty"));
@@ -99,8 +119,17 @@ async fn find_image(context: &Arc<Context>, config: &v1::ContainerConfig) -> Res
 }
 
 /// Creates, or leaves nothing: not in the store, the runtime, among cgroups or logs.
-pub(crate) async fn create(work: Work) -> Result<ContainerRecord> {
-    match steps(&work).await {
+pub(crate) async fn create(mut work: Work) -> Result<ContainerRecord> {
+    let mut given_up = std::mem::replace(&mut work.given_up, watch::channel(false).1);
+    let made = tokio::select! {
+        made = steps(&work) => made,
+        // Whoever could give it up may be gone: then nobody does.
+        Ok(_) = given_up.wait_for(|given_up| *given_up) => Err(Error::new(
+            Kind::Cancelled,
+            format!("create of container {} was given up, for its pod is being stopped", work.record.id),
+        )),
+    };
+    match made {
         Ok(record) => Ok(record),
         Err(error) => {
             let (context, sandbox, record) = (&work.context, &work.sandbox, &work.record);
@@ -118,23 +147,36 @@ pub(crate) async fn create(work: Work) -> Result<ContainerRecord> {
 async fn steps(work: &Work) -> Result<ContainerRecord> {
     let Work { context, sandbox, record, .. } = work;
     let id = record.id;
-    let object = format!("container {id}");
     let handler = context.handlers.get(&sandbox.runtime_handler)?;
     let runtime = context.handlers.runtime(&handler).await?;
-    let image = find_image(context, &record.config.0).await?;
+    let image = match &work.source {
+        Some(source) => source.base().clone(),
+        None => find_image(context, &record.config.0).await?,
+    };
+    // Held until the runtime has joined it.
+    let (namespaces, _target) = bundle::namespaces(work)?;
     let mut input = bundle::Input {
         context: context.clone(),
         sandbox: sandbox.clone(),
-        record: record.clone(),
+        record: match &work.source {
+            Some(source) => Arc::new(source.as_it_runs(record)),
+            None => record.clone(),
+        },
         image,
         features: handler.features().await,
         handler_seccomp: handler.config.seccomp_profile.clone(),
-        namespaces: bundle::namespaces(work)?,
+        namespaces,
         mounts: Vec::new(),
+        seccomp_artifact: None,
+        seccomp_listener: None,
     };
+    input.seccomp_artifact = artifact::fetch(work, &input.image.annotations, &input.features).await?;
+    let fetched = input.seccomp_artifact.is_some();
+    input.seccomp_listener = notifier::listen(work, &input.features, fetched).await?;
+    let action = notifier::asked(&sandbox.config.0, &input.features.allowed_annotations);
     let at = Arc::new(AtomicUsize::new(0));
     let (storage, mounts) = tokio::join!(
-        blocking("preparation of the root file system", &object, PREPARE, {
+        step("preparation of the root file system", work, {
             let (context, record, path) = (
                 context.clone(),
                 record.clone(),
@@ -147,7 +189,7 @@ async fn steps(work: &Work) -> Result<ContainerRecord> {
                 bundle::storage(&context, &sandbox, &record, &image)
             }
         }),
-        blocking("resolution of mount sources", &object, PREPARE, {
+        step("resolution of mount sources", work, {
             let (context, sandbox, record) = (context.clone(), sandbox.clone(), record.clone());
             let at = at.clone();
             move || bundle::resolve_mounts(&context, &sandbox, &record, &at)
@@ -158,9 +200,14 @@ async fn steps(work: &Work) -> Result<ContainerRecord> {
     input.mounts = mounts.map_err(|error| name_volume(error, record, at.load(Ordering::Relaxed)))?;
     let image_volumes = bundle::image_volumes(&input.mounts);
     failpoint("container.mounted")?;
-    let prepared: Bundle =
-        blocking("preparation of the bundle", &object, PREPARE, move || bundle::write(&input, root)).await?;
+    let mut prepared: Bundle =
+        step("preparation of the bundle", work, move || bundle::write(&input, root)).await?;
+    if let Some(source) = &work.source {
+        source.lay_out(work, &prepared).await?;
+        crate::checkpoint::step("restore.laid-out")?;
+    }
     failpoint("container.bundled")?;
+    crate::nri::update_others(context, &id, std::mem::take(&mut prepared.updates)).await?;
     let (pid, start_time, group) =
         create_in_runtime(work, &prepared, runtime, handler.create_timeout()).await?;
     failpoint("container.created")?;
@@ -170,15 +217,28 @@ async fn steps(work: &Work) -> Result<ContainerRecord> {
         user: Some(Encoded(Arc::new(prepared.user))),
         root: prepared.root,
         cgroup: group,
-        process: Some(ProcessIdentity { pid, start_time }),
+        // One that goes on from a checkpoint has none yet.
+        process: (pid > 0).then_some(ProcessIdentity { pid, start_time }),
         image_volumes,
+        notifier: action.filter(|_| prepared.notified).map(|action| Notifier { action, stopped: None }),
         ..(**record).clone()
     };
     let path = context.paths.container_record(sandbox.id.as_str(), id.as_str());
     let written = record.clone();
-    blocking("record", &object, PREPARE, move || write_first_record(&path, &written)).await?;
+    step("record", work, move || write_first_record(&path, &written)).await?;
     crate::nri::container_created(context, sandbox, &record).await;
     Ok(record)
+}
+
+/// Blocking work of a creation. What it makes after nobody waits for it any more it removes itself.
+async fn step<T: Send + 'static>(
+    stage: &'static str,
+    work: &Work,
+    step: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (context, sandbox, id) = (work.context.clone(), work.sandbox.id, work.record.id);
+    let undo = move || remove::erase_storage_now(&context, &sandbox, &id);
+    blocking_or_undo(stage, &format!("container {id}"), PREPARE, step, undo).await
 }
 
 /// Says which volume a resolution that hangs has come to.
@@ -213,6 +273,11 @@ async fn create_in_runtime(
         log_path: work.record.log_path.to_string_lossy().into_owned(),
         log_size_max: work.context.config.runtime.log_size_max,
         timeout_ms: u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX),
+        restore: work.source.as_ref().map(|_| source::restore(work, bundle)),
+        journal: work.context.config.runtime.log_to_journald.then(|| proto::Journal {
+            socket: JOURNAL.to_owned(),
+            name: crate::names::container(&work.sandbox, &work.record),
+        }),
     });
     let call = work.client.call(verb, deadline + monitor::ANSWER);
     match monitor::attended(&work.client, call).await {

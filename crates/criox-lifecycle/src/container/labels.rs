@@ -3,11 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
+use criox_confine::relabel;
 use criox_cri::v1;
 use criox_spec::{ProvidedMounts, ResolvedMount, SelinuxLabels, gated_annotation};
 
 use crate::error::Result;
-use crate::selinux;
 
 /// The type of containers that no policy confines: they reach every label.
 const UNCONFINED_TYPE: &str = "spc_t";
@@ -36,11 +36,11 @@ impl Labelling<'_> {
         if !self.is_unconfined() {
             let trust_top = gated_annotation(&self.sandbox.annotations, self.allowed_annotations, &TRUST_TOP);
             for (path, field) in self.volumes() {
-                selinux::relabel(&path, &labels.mount, trust_top == Some("true"), &field)?;
+                relabel(&path, &labels.mount, trust_top == Some("true"), &field)?;
             }
         }
         for path in self.files() {
-            selinux::relabel(path, &labels.mount, false, "file of the container")?;
+            relabel(path, &labels.mount, false, "file of the container")?;
         }
         Ok(())
     }

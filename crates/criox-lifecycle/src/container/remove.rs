@@ -8,6 +8,7 @@ use criox_cri::ids::{ContainerId, SandboxId};
 use criox_monitor_api::client::Client;
 use criox_monitor_api::proto::{self, failure, request};
 use criox_sys::cgroup::Driver;
+use criox_sys::durable;
 use tokio::time::Instant;
 
 use super::image_volume;
@@ -108,7 +109,7 @@ pub(crate) async fn delete_from_runtime(
     blocking("removal by cgroup", &object, DELETE, kill(context.clone(), object.clone(), cgroup)).await?;
     if let Err(error) = context.handlers.delete(&sandbox.runtime_handler, id).await {
         // Fail open on cleanup: what is left is a directory in the runtime's state, gone at the next boot.
-        tracing::warn!(container = %id, error = error.chain(), "the runtime did not delete the container");
+        tracing::warn!(container = %id, error = crate::error::chain(&error), "the runtime did not delete the container");
     }
     let group = expected_cgroup(context, sandbox, id);
     units::end(context, std::slice::from_ref(&group)).await;
@@ -137,21 +138,27 @@ pub(crate) async fn erase_storage(
     id: &ContainerId,
 ) -> Result<()> {
     let (context, sandbox, id) = (context.clone(), *sandbox, *id);
-    blocking("removal of the root file system", &format!("container {id}"), STORAGE, move || {
-        let failed = |error| Error::failed(format!("root file system of container {id}")).because(error);
-        userns::withdraw(&context.paths, id.as_str())?;
-        image_volume::remove(&context.store, id.as_str())?;
-        context.store.delete_container(id.as_str()).map_err(failed)?;
-        failpoint("container.unstored")?;
-        let run = context.paths.run(sandbox.as_str());
-        for path in
-            [run.exit_record(id.as_str()), context.paths.container_record(sandbox.as_str(), id.as_str())]
-        {
-            remove_file(&path)?;
-        }
-        Ok(())
-    })
-    .await
+    let work = move || erase_storage_now(&context, &sandbox, &id);
+    blocking("removal of the root file system", &format!("container {id}"), STORAGE, work).await
+}
+
+/// The same, in this thread.
+pub(crate) fn erase_storage_now(context: &Context, sandbox: &SandboxId, id: &ContainerId) -> Result<()> {
+    let failed = |error| Error::failed(format!("root file system of container {id}")).because(error);
+    userns::withdraw(&context.paths, id.as_str())?;
+    image_volume::remove(&context.store, id.as_str())?;
+    context.store.delete_container(id.as_str()).map_err(failed)?;
+    for ours in [context.paths.capture(id.as_str()), context.paths.intake(id.as_str())] {
+        durable::remove_tree(&ours)
+            .map_err(|error| Error::failed(format!("checkpoint of container {id}")).because(error))?;
+    }
+    failpoint("container.unstored")?;
+    let run = context.paths.run(sandbox.as_str());
+    for path in [run.exit_record(id.as_str()), context.paths.container_record(sandbox.as_str(), id.as_str())]
+    {
+        remove_file(&path)?;
+    }
+    Ok(())
 }
 
 /// Removes a file that may be gone.

@@ -3,23 +3,29 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use criox_monitor_api::client::Client;
-use criox_monitor_api::proto::{self, request};
+use criox_monitor_api::client::{CallError, Client};
+use criox_monitor_api::proto::{self, reply, request};
 
 use super::stop::{self, Target};
+use crate::checkpoint::source;
 use crate::context::Context;
 use crate::error::{Result, failpoint};
 use crate::monitor;
-use crate::record::SandboxRecord;
+use crate::record::{ContainerRecord, ProcessIdentity, SandboxRecord};
 
 /// How long the runtime may take to let the process run.
 const RUNTIME: Duration = Duration::from_secs(60);
 
+/// How long it may take to bring a checkpoint back to life: all of its memory is read.
+const RESTORE: Duration = Duration::from_secs(300);
+
 /// A container whose process runs.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Started {
     /// Nanoseconds since the epoch.
     pub(crate) at: i64,
+    /// The process and the cgroup of one that went on from a checkpoint: it had neither before.
+    pub(crate) restored: Option<(ProcessIdentity, String)>,
 }
 
 /// Lets the process of a created container run. When that fails it is killed: what counts as ended must not run.
@@ -33,15 +39,14 @@ pub(crate) async fn start(
     crate::nri::start_container(context, sandbox, &target.record).await;
     // Before the call: an exit is then never earlier than the start.
     let at = context.clock.now();
-    let verb = request::Verb::Start(proto::Start {
-        container_id: id.to_string(),
-        timeout_ms: u32::try_from(RUNTIME.as_millis()).unwrap_or(u32::MAX),
-    });
-    match monitor::attended(client, client.done(verb, RUNTIME + monitor::ANSWER)).await {
-        Ok(()) => {
+    match in_runtime(client, &target.record).await {
+        Ok(restored) => {
             failpoint("container.started")?;
+            if restored.is_some() {
+                source::forget(context, id);
+            }
             crate::nri::container_started(context, sandbox, &target.record).await;
-            Ok(Started { at })
+            Ok(Started { at, restored })
         }
         Err(error) => {
             if let Err(error) = stop::kill_cgroup(context, target).await {
@@ -49,5 +54,25 @@ pub(crate) async fn start(
             }
             Err(monitor::refused("start", &format!("container {id}"), error))
         }
+    }
+}
+
+async fn in_runtime(
+    client: &Client,
+    record: &ContainerRecord,
+) -> std::result::Result<Option<(ProcessIdentity, String)>, CallError> {
+    let restores = record.restored;
+    let limit = if restores { RESTORE } else { RUNTIME };
+    let verb = request::Verb::Start(proto::Start {
+        container_id: record.id.to_string(),
+        timeout_ms: u32::try_from(limit.as_millis()).unwrap_or(u32::MAX),
+    });
+    match monitor::attended(client, client.call(verb, limit + monitor::ANSWER)).await? {
+        reply::Result::Create(made) if restores => {
+            let process = ProcessIdentity { pid: made.pid, start_time: made.start_time };
+            Ok(Some((process, made.cgroup)))
+        }
+        reply::Result::Done(_) => Ok(None),
+        _ => Err(CallError::Unexpected),
     }
 }

@@ -8,19 +8,20 @@
 //! | RunPodSandbox, CreateContainer, UpdateContainerResources, UpdatePodSandboxResources | fails the call; what was made is undone, and plugins are told so |
 //! | everything else | is logged |
 
-mod adjust;
 mod describe;
 mod runtime;
 mod updates;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use criox_config::Config;
 use criox_cri::ids::ContainerId;
 use criox_cri::v1;
 use criox_nri::proto::Event;
-use criox_nri::{Mark, Nri, Options, PluginError, ValidatorOptions};
+use criox_nri::{Mark, Nri, Options, PluginError, Updates, ValidatorOptions};
+use criox_nri_spec::{Limits, limits, update_of};
 use criox_spec::{Built, CdiName};
 use tokio::sync::watch;
 
@@ -34,6 +35,8 @@ use crate::record::{ContainerRecord, SandboxRecord};
 
 /// What plugins are told that they talk to: they know CRI-O.
 const RUNTIME: &str = "cri-o";
+/// For all the updates of other containers that a creation asks for.
+const UPDATES: Duration = Duration::from_secs(60);
 
 /// NRI and its plugins.
 #[derive(Debug, Default)]
@@ -179,9 +182,11 @@ pub(crate) async fn remove_sandbox(context: &Context, record: &SandboxRecord) {
 ///
 /// # Errors
 /// A plugin or validator objects, two are in conflict, or what they want can't be.
-pub(crate) fn adjust(input: &Input, built: &mut Built) -> Result<()> {
+pub(crate) fn adjust(input: &Input, built: &mut Built) -> Result<Updates> {
     let Input { context, sandbox, record, features, .. } = input;
-    let Some(round) = context.nri.nri.round(Mark::Creating(record.id.as_str())) else { return Ok(()) };
+    let Some(round) = context.nri.nri.round(Mark::Creating(record.id.as_str())) else {
+        return Ok(Updates::default());
+    };
     let pod = describe::pod(context, sandbox);
     let container = describe::with_spec(record, &built.spec);
     let runtime = tokio::runtime::Handle::current();
@@ -195,9 +200,29 @@ pub(crate) fn adjust(input: &Input, built: &mut Built) -> Result<()> {
         .collect::<std::result::Result<_, _>>()
         .map_err(|error| Error::failed(format!("CDI devices that an NRI plugin asks for: {error}")))?;
     context.cdi.inject(&mut built.spec, &names, features, "CDI devices of NRI plugins")?;
-    let limits = adjust::Limits { features, cgroup_v2: context.cgroups.is_v2() };
-    adjust::apply(&mut built.spec, &created.adjust, &limits)?;
-    runtime.block_on(updates::apply(context, created.updates))
+    let limits = Limits { features, cgroup_v2: context.cgroups.is_v2() };
+    criox_nri_spec::adjust(&mut built.spec, &created.adjust, &limits)?;
+    Ok(created.updates)
+}
+
+/// What plugins want changed of other containers when one is created. They have their own time: others' updates may be
+/// at work.
+///
+/// # Errors
+/// An update failed that may not, or they took too long.
+pub(crate) async fn update_others(context: &Arc<Context>, id: &ContainerId, updates: Updates) -> Result<()> {
+    if updates == Updates::default() {
+        return Ok(());
+    }
+    let all = updates::apply(context, updates);
+    tokio::time::timeout(UPDATES, all).await.unwrap_or_else(|_| {
+        Err(Error::timed_out(
+            "updates of other containers that NRI plugins asked for",
+            &format!("the creation of container {id}"),
+            UPDATES,
+            "other updates of them are still at work, or their runtime hangs",
+        ))
+    })
 }
 
 /// The container that plugins were asked about did not come about.
@@ -330,7 +355,7 @@ async fn update_container(
     }
     let Some(round) = context.nri.nri.round(Mark::Nothing) else { return Ok(wanted) };
     let container = describe::container(context, record).await;
-    let limits = describe::limits(&wanted);
+    let limits = limits(&wanted);
     let asked = round.update_container(describe::pod(context, sandbox), container, limits.clone());
     let (decided, wishes) = Box::pin(asked).await.map_err(objection)?;
     // Beside: two updates whose plugins want each other's container changed would wait for each other.
@@ -338,7 +363,7 @@ async fn update_container(
     if decided == limits {
         return Ok(wanted);
     }
-    let decided = updates::to_cri(&decided, context.cgroups.is_v2())?;
+    let decided = update_of(&decided, context.cgroups.is_v2())?;
     // Plugins have no say in it here.
     Ok(Arc::new(v1::LinuxContainerResources { oom_score_adj: wanted.oom_score_adj, ..decided }))
 }
@@ -365,7 +390,7 @@ pub(crate) async fn update_sandbox(
     resources: Option<&v1::LinuxContainerResources>,
 ) -> Result<()> {
     let Some(round) = context.nri.nri.round(Mark::Nothing) else { return Ok(()) };
-    let (overhead, resources) = (overhead.map(describe::limits), resources.map(describe::limits));
+    let (overhead, resources) = (overhead.map(limits), resources.map(limits));
     let asked = round.update_pod_sandbox(describe::pod(context, record), overhead, resources);
     Box::pin(asked).await.map_err(objection)
 }

@@ -1,6 +1,8 @@
 //! One task owns a sandbox and its containers. Requests and the monitor's events come through bounded queues; long
 //! work runs beside the task and reports back, so that no work of a pod blocks another request for it.
 
+mod checkpoint;
+mod forbidden;
 mod settle;
 mod task;
 mod update;
@@ -14,10 +16,12 @@ use criox_cri::v1;
 use criox_monitor_api::client::Client;
 use tokio::sync::{mpsc, oneshot};
 
+pub(crate) use checkpoint::Grant;
 pub(crate) use settle::exit_of;
 pub(crate) use task::{Start, Task};
 
 use crate::admit::Verb;
+use crate::checkpoint::source::Source;
 use crate::error::{Error, Kind, Result};
 use crate::record::UpdatedSandbox;
 
@@ -33,14 +37,20 @@ pub(crate) enum Request {
     Run { config: Arc<v1::PodSandboxConfig>, handler: String, reply: Reply<Run> },
     /// A live call is about to be given the ID: of a container, or of the sandbox.
     Claim { container: Option<ContainerId>, reply: oneshot::Sender<()> },
-    /// CreateContainer.
-    Create { config: Arc<v1::ContainerConfig>, reply: Reply<ContainerId> },
+    /// CreateContainer; with a source it goes on from a checkpoint.
+    Create { config: Arc<v1::ContainerConfig>, source: Option<Arc<Source>>, reply: Reply<ContainerId> },
     /// A verb for a container; the grace is StopContainer's.
     Act { verb: Verb, id: ContainerId, grace: Duration, reply: Reply<()> },
     /// UpdateContainerResources.
     Update { id: ContainerId, resources: Arc<v1::LinuxContainerResources>, origin: Origin, reply: Reply<()> },
     /// UpdatePodSandboxResources.
     UpdateSandbox { updated: UpdatedSandbox, reply: Reply<()> },
+    /// To capture these running containers.
+    Checkpoint { ids: Vec<ContainerId>, reply: Reply<Grant> },
+    /// They were captured at this time, in nanoseconds since the epoch.
+    Checkpointed { ids: Vec<ContainerId>, at: i64, reply: Reply<()> },
+    /// RestorePod has made the pod and all its containers.
+    Restored { reply: Reply<()> },
     /// StopPodSandbox.
     Stop { reply: Reply<()> },
     /// RemovePodSandbox.
@@ -54,9 +64,12 @@ impl Request {
             Self::Run { reply, .. } => reply.is_closed(),
             Self::Claim { reply, .. } => reply.is_closed(),
             Self::Create { reply, .. } => reply.is_closed(),
+            Self::Checkpoint { reply, .. } => reply.is_closed(),
             Self::Act { reply, .. }
             | Self::Update { reply, .. }
             | Self::UpdateSandbox { reply, .. }
+            | Self::Checkpointed { reply, .. }
+            | Self::Restored { reply }
             | Self::Stop { reply }
             | Self::Remove { reply } => reply.is_closed(),
         }
@@ -89,12 +102,24 @@ pub struct Pod {
     monitor: Arc<Mutex<Option<Client>>>,
     /// The task has ended because the pod is gone, and not in a panic.
     ended: Arc<AtomicBool>,
+    /// A list or a status has shown the sandbox.
+    shown: Arc<AtomicBool>,
 }
 
 impl Pod {
     pub(crate) fn new(id: SandboxId) -> (Self, mpsc::Receiver<Request>) {
         let (queue, requests) = mpsc::channel(QUEUE);
-        (Self { id, queue, monitor: Arc::default(), ended: Arc::default() }, requests)
+        let (ended, shown) = (Arc::default(), Arc::default());
+        (Self { id, queue, monitor: Arc::default(), ended, shown }, requests)
+    }
+
+    /// Notes that a list or a status shows the sandbox: a kubelet adopts one that is READY.
+    pub(crate) fn show(&self) {
+        self.shown.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn was_shown(&self) -> bool {
+        self.shown.load(Ordering::Relaxed)
     }
 
     /// The connection to the pod's monitor, while there is one.

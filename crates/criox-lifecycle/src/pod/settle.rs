@@ -22,6 +22,7 @@ use crate::events::Happening;
 use crate::monitor::Connection;
 use crate::record::{self, ContainerPhase, ContainerRecord, Exit, SandboxPhase, SandboxRecord};
 use crate::sandbox;
+use crate::seccomp::notifier::Notifier;
 
 /// The end of a piece of work.
 pub(crate) enum Outcome {
@@ -220,13 +221,17 @@ impl Task {
             Ok(_) if container.record.phase == ContainerPhase::Exited => {}
             Ok(started) => {
                 let known = container.record.claimed;
-                let record = ContainerRecord {
+                let mut record = ContainerRecord {
                     phase: ContainerPhase::Running,
                     started_at: started.at,
                     // A start is only asked for by who knows the ID.
                     claimed: true,
                     ..(*container.record).clone()
                 };
+                if let Some((process, cgroup)) = &started.restored {
+                    record.process = Some(*process);
+                    record.cgroup.clone_from(cgroup);
+                }
                 self.keep_container(record).await;
                 if !known {
                     self.claimed(id);
@@ -346,6 +351,7 @@ impl Task {
             // While the pod is being stopped it is we who ended it.
             Some(event::Kind::SandboxProcessExited(_)) => {}
             Some(event::Kind::Lost(_)) => self.relist(),
+            Some(event::Kind::SeccompNotified(told)) => self.notified(told),
             None => {}
         }
     }
@@ -390,13 +396,14 @@ impl Task {
             phase: ContainerPhase::Exited,
             started_at: old.started_at.min(exit.finished_at),
             process: None,
-            exit: Some(exit),
+            exit: Some(Notifier::explain(old.notifier.as_ref(), exit)),
             ..(**old).clone()
         };
         self.keep_container(record).await;
         if let Some(container) = self.containers.get(&id) {
             crate::nri::container_ended(&self.context, &self.sandbox, &container.record);
             container.exited.send_replace(true);
+            container.captured.send_replace(true);
         }
         // Whoever nobody was given is in no event.
         if claimed {

@@ -12,11 +12,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{self, JoinSet};
 use tokio::time::Instant;
 
+use super::forbidden::Forbidden;
 use super::settle::Outcome;
 use super::{Pod, Reply, Request, Run};
-use crate::admit::{self, Admission, Busy, SandboxBusy, Standing, Verb};
+use crate::admit::{self, Admission, Busy, Fate, SandboxBusy, Standing, Verb};
+use crate::checkpoint::source::Source;
 use crate::container::{create, remove, start, stop};
 use crate::context::Context;
+use crate::entries::Entries;
 use crate::error::{Error, Kind, Result};
 use crate::index::PodView;
 use crate::key::{self, ContainerKey};
@@ -42,8 +45,14 @@ pub(crate) struct Container {
     pub(super) kill_at: watch::Sender<Instant>,
     /// An exit that came before the answer to the start.
     pub(super) early_exit: Option<ExitFacts>,
+    /// Turns true when its creation is not to be gone on with.
+    pub(super) given_up: watch::Sender<bool>,
     /// Held once more by an update that is at work.
     pub(super) updating: Arc<()>,
+    /// Calls that its filter refused.
+    pub(super) forbidden: Option<Forbidden>,
+    /// Followed by a call that captures it, which ends when this turns true.
+    pub(super) captured: watch::Sender<bool>,
     pub(super) since: Instant,
 }
 
@@ -58,7 +67,10 @@ impl Container {
             exited: watch::Sender::new(exited),
             kill_at: watch::Sender::new(Instant::now()),
             early_exit: None,
+            given_up: watch::Sender::new(false),
             updating: Arc::new(()),
+            forbidden: None,
+            captured: watch::Sender::new(false),
             since: Instant::now(),
         }
     }
@@ -92,9 +104,14 @@ pub(crate) enum Start {
     /// By making the sandbox, with a monitor that runs already or one to be launched.
     Create { spare: Option<Spare> },
     /// With what recovery found.
-    Recovered { containers: Vec<ContainerRecord>, connection: Option<(Client, mpsc::Receiver<Event>)> },
+    /// `left_alone`: it has a container of which only a later criox knows.
+    Recovered {
+        containers: Vec<ContainerRecord>,
+        left_alone: Option<String>,
+        connection: Option<(Client, mpsc::Receiver<Event>)>,
+    },
     /// With what recovery found, and a monitor that lives and does not answer.
-    Silent { containers: Vec<ContainerRecord> },
+    Silent { containers: Vec<ContainerRecord>, left_alone: Option<String> },
 }
 
 /// The owner of a pod.
@@ -114,6 +131,8 @@ pub(crate) struct Task {
     requests: mpsc::Receiver<Request>,
     /// Requests that wait for what is at work.
     pub(super) deferred: Vec<Request>,
+    /// Why the pod is not removed: a record that this criox can't read would go with it.
+    left_alone: Option<String>,
     since: Instant,
     pub(super) gone: bool,
 }
@@ -140,6 +159,7 @@ impl Task {
             events: None,
             requests,
             deferred: Vec::new(),
+            left_alone: None,
             since: Instant::now(),
             gone: false,
         };
@@ -151,7 +171,8 @@ impl Task {
                     Outcome::SandboxCreated(Box::new(sandbox::run::create(&context, &record, spare).await))
                 });
             }
-            Start::Recovered { containers, connection } => {
+            Start::Recovered { containers, left_alone, connection } => {
+                task.left_alone = left_alone;
                 task.containers =
                     containers.into_iter().map(|record| (record.id, Container::new(record))).collect();
                 match connection {
@@ -164,7 +185,8 @@ impl Task {
                     None => {}
                 }
             }
-            Start::Silent { containers } => {
+            Start::Silent { containers, left_alone } => {
+                task.left_alone = left_alone;
                 task.containers =
                     containers.into_iter().map(|record| (record.id, Container::new(record))).collect();
                 let run = task.context.paths.run(task.sandbox.id.as_str());
@@ -198,7 +220,8 @@ impl Task {
                     None => self.monitor_gone().await,
                 },
                 () = tokio::time::sleep_until(expiry.unwrap_or_else(Instant::now)), if expiry.is_some() => {
-                    self.undo_unclaimed();
+                    self.undo_unclaimed().await;
+                    self.stop_for_calls().await;
                 }
             }
             self.admit_deferred().await;
@@ -236,6 +259,7 @@ impl Task {
                 .map(|(id, container)| (*id, container.record.clone()))
                 .collect(),
             pod: self.pod.clone(),
+            entries: Entries::default(),
         });
     }
 
@@ -265,11 +289,14 @@ impl Task {
                     (None, _) => {}
                 }
             }
-            Request::Create { config, reply } => {
+            Request::Create { config, source, reply } => {
                 // Who wants containers in it has been given its ID, if only by a list.
                 self.claim(None).await;
-                self.admit_create(config, reply).await;
+                self.admit_create(config, source, reply).await;
             }
+            Request::Checkpoint { ids, reply } => self.admit_checkpoint(&ids, reply),
+            Request::Checkpointed { ids, at, reply } => self.checkpointed(&ids, at, reply).await,
+            Request::Restored { reply } => self.restored(reply).await,
             Request::Act { verb, id, grace, reply } => self.admit_act(verb, id, grace, reply),
             Request::Update { id, resources, origin, reply } => {
                 self.admit_update(id, resources, origin, reply);
@@ -327,7 +354,12 @@ impl Task {
         }
     }
 
-    async fn admit_create(&mut self, config: Arc<v1::ContainerConfig>, reply: Reply<ContainerId>) {
+    async fn admit_create(
+        &mut self,
+        config: Arc<v1::ContainerConfig>,
+        source: Option<Arc<Source>>,
+        reply: Reply<ContainerId>,
+    ) {
         let key = match ContainerKey::of(&config) {
             Ok(key) => key,
             Err(error) => return send(reply, Err(error)),
@@ -343,15 +375,15 @@ impl Task {
                 Some(Busy::Creating) if same => container.creators.push(reply),
                 // What is at work ends first: then the old one can be undone, or is gone.
                 Some(Busy::Creating | Busy::Removing) => {
-                    self.deferred.push(Request::Create { config, reply })
+                    self.deferred.push(Request::Create { config, source, reply })
                 }
                 Some(Busy::Starting | Busy::Stopping) if !claimed => {
-                    self.deferred.push(Request::Create { config, reply })
+                    self.deferred.push(Request::Create { config, source, reply })
                 }
                 _ if same && container.record.phase == ContainerPhase::Created => send(reply, Ok(id)),
                 _ if !claimed => {
                     self.begin_remove_container(id);
-                    self.deferred.push(Request::Create { config, reply });
+                    self.deferred.push(Request::Create { config, source, reply });
                 }
                 _ => {
                     let fields = key::container_differences(&container.record.config.0, &config);
@@ -376,12 +408,18 @@ impl Task {
         }
         match admit::create(self.sandbox.id.as_str(), self.sandbox.phase, self.busy) {
             Admission::Refuse(error) => send(reply, Err(error)),
-            _ => self.begin_create(config, reply).await,
+            _ => self.begin_create(config, source, reply).await,
         }
     }
 
-    async fn begin_create(&mut self, config: Arc<v1::ContainerConfig>, reply: Reply<ContainerId>) {
-        let record = match create::first_record(&self.context, &self.sandbox, config).await {
+    async fn begin_create(
+        &mut self,
+        config: Arc<v1::ContainerConfig>,
+        source: Option<Arc<Source>>,
+        reply: Reply<ContainerId>,
+    ) {
+        let first = create::first_record(&self.context, &self.sandbox, config, source.as_deref());
+        let record = match first.await {
             Ok(record) => record,
             Err(error) => return send(reply, Err(error)),
         };
@@ -398,7 +436,9 @@ impl Task {
             sandbox: self.sandbox.clone(),
             client,
             record: container.record.clone(),
+            given_up: container.given_up.subscribe(),
             others,
+            source,
         };
         self.containers.insert(id, container);
         // HTTP /containers/{id} knows it from the first moment of its cgroup.
@@ -459,10 +499,11 @@ impl Task {
         });
     }
 
-    fn begin_stop_container(&mut self, id: ContainerId, grace: Duration) {
+    pub(super) fn begin_stop_container(&mut self, id: ContainerId, grace: Duration) {
         let (context, client) = (self.context.clone(), self.pod.monitor());
         let Some(container) = self.containers.get_mut(&id) else { return };
         container.busy = Some(Busy::Stopping);
+        container.captured.send_replace(true);
         container.kill_at.send_replace(after(grace));
         let target = container.target();
         self.begin(Whose::Container(id), async move {
@@ -476,6 +517,7 @@ impl Task {
         let (context, client, sandbox) = (self.context.clone(), self.pod.monitor(), self.sandbox.clone());
         let Some(container) = self.containers.get_mut(&id) else { return };
         container.busy = Some(Busy::Removing);
+        container.captured.send_replace(true);
         container.kill_at.send_replace(Instant::now());
         let target = container.target();
         self.begin(Whose::Container(id), async move {
@@ -493,7 +535,10 @@ impl Task {
                 send(reply, Ok(()))
             }
             // A container that is being made or started would be missed.
-            None if self.unsteady() => self.deferred.push(Request::Stop { reply }),
+            None if self.unsteady() => {
+                self.give_up_creations();
+                self.deferred.push(Request::Stop { reply });
+            }
             None => {
                 self.stoppers.push(reply);
                 self.begin_stop();
@@ -502,14 +547,29 @@ impl Task {
     }
 
     fn admit_remove(&mut self, reply: Reply<()>) {
+        if let Some(why) = &self.left_alone {
+            let text =
+                format!("pod sandbox {} is not removed with a container in it: {why}", self.sandbox.id);
+            return send(reply, Err(Error::new(Kind::FailedPrecondition, text)));
+        }
         match self.busy {
             Some(SandboxBusy::Removing) => self.removers.push(reply),
             Some(_) => self.deferred.push(Request::Remove { reply }),
-            None if self.unsteady() => self.deferred.push(Request::Remove { reply }),
+            None if self.unsteady() => {
+                self.give_up_creations();
+                self.deferred.push(Request::Remove { reply });
+            }
             None => {
                 self.removers.push(reply);
                 self.begin_remove();
             }
+        }
+    }
+
+    /// The end of a pod waits for no container that is being made: its runtime, or a disk, may hang.
+    fn give_up_creations(&self) {
+        for container in self.containers.values().filter(|one| one.busy == Some(Busy::Creating)) {
+            container.given_up.send_replace(true);
         }
     }
 
@@ -536,6 +596,7 @@ impl Task {
 
     fn teardown(&mut self, grace: Duration) -> sandbox::stop::Work {
         let targets = self.containers.values().map(|container| {
+            container.captured.send_replace(true);
             container.shorten(grace);
             if container.busy != Some(Busy::Stopping) {
                 container.kill_at.send_replace(after(grace));
@@ -550,7 +611,7 @@ impl Task {
         }
     }
 
-    /// The next moment at which something nobody has claimed is undone.
+    /// The next moment at which something nobody has claimed is undone, or somebody is stopped for its calls.
     fn next_expiry(&self) -> Option<Instant> {
         let sandbox =
             (!self.sandbox.claimed && self.busy.is_none() && self.sandbox.phase == SandboxPhase::Ready)
@@ -560,17 +621,27 @@ impl Task {
             .values()
             .filter(|container| !container.record.claimed && container.busy.is_none())
             .map(|container| container.since + UNCLAIMED);
-        containers.chain(sandbox).min()
+        let stops = self.containers.values().filter_map(Container::stop_for_calls);
+        // The end of the pod is theirs.
+        let stops = stops.filter(|_| self.busy.is_none());
+        containers.chain(sandbox).chain(stops).min()
     }
 
-    fn undo_unclaimed(&mut self) {
+    async fn undo_unclaimed(&mut self) {
         let now = Instant::now();
         let ready = self.sandbox.phase == SandboxPhase::Ready;
-        if !self.sandbox.claimed && ready && self.busy.is_none() && self.since + UNCLAIMED <= now {
-            // What can't be undone is tried again after as long.
-            self.since = now;
-            tracing::info!(sandbox = %self.sandbox.id, "nobody has asked for this sandbox for ten minutes: undoing it");
-            return self.begin_remove();
+        if !self.sandbox.claimed && ready && self.busy.is_none() {
+            let shown = self.pod.was_shown() && !self.sandbox.restoring;
+            match admit::unclaimed(now.saturating_duration_since(self.since), UNCLAIMED, shown) {
+                Fate::Waits => {}
+                Fate::Taken => drop(self.claim(None).await),
+                Fate::Undone => {
+                    // What can't be undone is tried again after as long.
+                    self.since = now;
+                    tracing::info!(sandbox = %self.sandbox.id, "nobody has asked for this sandbox for ten minutes: undoing it");
+                    return self.begin_remove();
+                }
+            }
         }
         let expired: Vec<ContainerId> = self
             .containers
@@ -654,7 +725,10 @@ fn answer_after_removal(request: Request) {
         Request::Act { verb: Verb::Start, id, reply, .. } | Request::Update { id, reply, .. } => {
             send(reply, Err(gone(&format!("container {id}"))))
         }
-        Request::UpdateSandbox { reply, .. } => send(reply, Err(gone("the pod sandbox"))),
+        Request::UpdateSandbox { reply, .. }
+        | Request::Checkpointed { reply, .. }
+        | Request::Restored { reply } => send(reply, Err(gone("the pod sandbox"))),
+        Request::Checkpoint { reply, .. } => send(reply, Err(gone("the pod sandbox"))),
         Request::Act { reply, .. } | Request::Stop { reply } | Request::Remove { reply } => {
             send(reply, Ok(()))
         }

@@ -4,15 +4,18 @@
 use std::io;
 use std::time::Duration;
 
+use criox_cri::ids::SandboxId;
 use criox_sys::durable;
 
-use super::network;
 use super::stop::{self, Work};
+use super::{network, run};
 use crate::container::remove::erase_storage;
-use crate::context::blocking;
+use crate::context::{Context, blocking};
 use crate::error::{Error, Result, failpoint};
-use crate::record::SandboxPhase;
+use crate::record::{SandboxPhase, SandboxRecord};
 
+/// For an empty cgroup.
+const GROUP: Duration = Duration::from_secs(1);
 /// What the disk may take.
 const ERASE: Duration = Duration::from_secs(60);
 
@@ -44,23 +47,37 @@ pub(crate) async fn remove(work: Work) -> Result<()> {
         crate::nri::remove_sandbox(&work.context, &work.sandbox).await;
     }
     let context = work.context.clone();
-    blocking("removal of directories", &format!("pod sandbox {id}"), ERASE, move || {
-        let own = [
-            // Logs elsewhere are the caller's.
-            context.log_directory(&id),
-            context.paths.run(id.as_str()).path().to_owned(),
-            context.paths.pod(id.as_str()),
-        ];
-        for path in own {
-            failpoint("sandbox.directories-removed")?;
-            match durable::remove_tree(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(Error::failed(format!("directories of pod sandbox {id}")).because(error));
-                }
-                _ => {}
+    let work = move || remove_directories(&context, &id);
+    blocking("removal of directories", &format!("pod sandbox {id}"), ERASE, work).await
+}
+
+fn remove_directories(context: &Context, id: &SandboxId) -> Result<()> {
+    let own = [
+        // Logs elsewhere are the caller's.
+        context.log_directory(id),
+        context.paths.run(id.as_str()).path().to_owned(),
+        context.paths.pod(id.as_str()),
+    ];
+    for path in own {
+        failpoint("sandbox.directories-removed")?;
+        match durable::remove_tree(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::failed(format!("directories of pod sandbox {id}")).because(error));
             }
+            _ => {}
         }
-        Ok(())
-    })
-    .await
+    }
+    Ok(())
+}
+
+/// What steps of a creation make by themselves, of one that has been undone before they came to their end.
+pub(super) fn erase_now(context: &Context, sandbox: &SandboxRecord) -> Result<()> {
+    let id = sandbox.id;
+    stop::release_now(context, id.as_str())?;
+    let group = run::group(sandbox);
+    if context.cgroups.exists(&group) {
+        let failed = |error| Error::failed(format!("cgroup of pod sandbox {id}")).because(error);
+        context.cgroups.remove(&group, GROUP).map_err(failed)?;
+    }
+    remove_directories(context, &id)
 }

@@ -16,7 +16,7 @@ use criox_sys::mount;
 use super::stop::Work;
 use super::{files, network, remove};
 use crate::container::create::write_first_record;
-use crate::context::{Context, blocking};
+use crate::context::{Context, blocking, blocking_or_undo};
 use crate::error::{Error, Kind, Result, failpoint};
 use crate::monitor::{self, Connection, Launched};
 use crate::paths::Namespace;
@@ -136,7 +136,7 @@ async fn steps(
         let (context, record) = (context.clone(), record.clone());
         move || directories(&context, &record)
     };
-    blocking("directories", &object, PREPARE, first).await?;
+    step("directories", record, context, first).await?;
     failpoint("sandbox.directories")?;
     units::start_slice(context, record).await;
     let (launched, prepared) = tokio::join!(
@@ -146,7 +146,7 @@ async fn steps(
                 None => monitor::launch(context, record).await,
             }
         },
-        blocking("files, shm and cgroup", &object, PREPARE, {
+        step("files, shm and cgroup", record, context, {
             let (context, record) = (context.clone(), record.clone());
             move || prepare(&context, &record)
         }),
@@ -173,9 +173,22 @@ async fn steps(
     record.phase = SandboxPhase::Ready;
     let path = context.paths.sandbox_record(record.id.as_str());
     let written = record.clone();
+    // Written late it goes with its directory, or fails without it.
     blocking("record", &object, PREPARE, move || write_first_record(&path, &written)).await?;
     failpoint("sandbox.recorded")?;
     Ok(Created { record, connection })
+}
+
+/// Blocking work of a creation that has no network yet. What it makes after nobody waits for it any more it removes itself.
+async fn step(
+    stage: &'static str,
+    record: &SandboxRecord,
+    context: &Arc<Context>,
+    step: impl FnOnce() -> Result<()> + Send + 'static,
+) -> Result<()> {
+    let (context, sandbox) = (context.clone(), record.clone());
+    let object = format!("pod sandbox {}", record.id);
+    blocking_or_undo(stage, &object, PREPARE, step, move || remove::erase_now(&context, &sandbox)).await
 }
 
 /// The record comes first: everything after it is found by it.

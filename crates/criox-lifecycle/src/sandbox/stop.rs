@@ -153,18 +153,19 @@ fn kill_init(init: crate::record::ProcessIdentity) {
 pub(super) async fn release(context: &Arc<Context>, sandbox: &Arc<SandboxRecord>) -> Result<()> {
     failpoint("sandbox.network-released")?;
     let object = format!("pod sandbox {}", sandbox.id);
-    let (context, sandbox) = (context.clone(), sandbox.clone());
-    blocking("removal of namespaces and mounts", &object, RELEASE, move || {
-        let id = sandbox.id.as_str();
-        // By ID alone, whatever the request asked for.
-        for kind in Namespace::ALL {
-            let path = context.paths.namespace(kind, id);
-            unmount(&path)?;
-            remove_file(&path)?;
-        }
-        unmount(&context.paths.run(id).shm())
-    })
-    .await
+    let (context, id) = (context.clone(), sandbox.id);
+    blocking("removal of namespaces and mounts", &object, RELEASE, move || release_now(&context, id.as_str()))
+        .await
+}
+
+/// The same in this thread, by ID alone, whatever the request asked for.
+pub(super) fn release_now(context: &Context, id: &str) -> Result<()> {
+    for kind in Namespace::ALL {
+        let path = context.paths.namespace(kind, id);
+        unmount(&path)?;
+        remove_file(&path)?;
+    }
+    unmount(&context.paths.run(id).shm())
 }
 
 /// Unmounts what may not be there.

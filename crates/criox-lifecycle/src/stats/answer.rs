@@ -4,13 +4,13 @@
 //! thread of its own, one entry after the other; each block carries the time at which it was read.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use criox_cri::v1;
+use criox_stats::{Meter, PodProbe, Taken, now};
 use criox_sys::cgroup::stats::{Psi, PsiLine, Scratch, Usage};
 use criox_sys::netdev::Interface;
 
-use super::probe::{ContainerProbe, PodProbe, Taken, now};
 use super::sampler;
 use crate::context::{Context, blocking};
 use crate::engine::Lifecycle;
@@ -114,7 +114,8 @@ impl Lifecycle {
 /// Reads one object after the other into one buffer.
 pub(super) struct Reader<'a> {
     context: &'a Context,
-    age: Duration,
+    /// How old a collected figure may be.
+    pub(super) age: Duration,
     pub(super) scratch: Scratch,
     /// Where writable layers lie, as ImageFsInfo names it.
     mountpoint: String,
@@ -131,15 +132,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn usage(&mut self, probe: &ContainerProbe) -> Taken<Usage> {
-        probe.usage(self.age, &mut self.scratch)
-    }
-
     fn container(&mut self, record: &ContainerRecord) -> v1::ContainerStats {
         let probe = self.context.index.probes().container(self.context, record);
-        let taken = self.usage(&probe);
-        let rate = taken.what.cpu.and_then(|cpu| probe.rate().average(Instant::now(), cpu.usage_ns));
-        let layer = probe.layer().figure;
+        let meter = probe.meter();
+        let taken = meter.usage(self.age, &mut self.scratch);
+        let rate = rate(meter, &taken);
+        let layer = probe.layer();
         v1::ContainerStats {
             attributes: Some(container_attributes(record)),
             cpu: cpu(&taken, rate),
@@ -159,9 +157,10 @@ impl<'a> Reader<'a> {
         let probe = self.context.index.probes().pod(self.context, &view.sandbox);
         let running = view.listed_containers().filter(|record| record.phase == ContainerPhase::Running);
         let containers: Vec<v1::ContainerStats> = running.map(|record| self.container(record)).collect();
-        let mut linux = match probe.usage(self.age, &mut self.scratch) {
-            Some(taken) => {
-                let rate = taken.what.cpu.and_then(|cpu| probe.rate().average(Instant::now(), cpu.usage_ns));
+        let mut linux = match probe.meter() {
+            Some(meter) => {
+                let taken = meter.usage(self.age, &mut self.scratch);
+                let rate = rate(meter, &taken);
                 v1::LinuxPodSandboxStats {
                     cpu: cpu(&taken, rate),
                     memory: memory(&taken),
@@ -178,21 +177,25 @@ impl<'a> Reader<'a> {
     }
 
     fn processes(&mut self, view: &PodView, probe: &PodProbe) -> Option<v1::ProcessUsage> {
-        let count = match &probe.gauges {
-            Some(gauges) => gauges.tasks(&mut self.scratch)?,
+        let count = match probe.meter() {
+            Some(meter) => meter.tasks(&mut self.scratch)?,
             None => {
                 let mut count = 0;
                 for record in
                     view.listed_containers().filter(|record| record.phase == ContainerPhase::Running)
                 {
                     let probe = self.context.index.probes().container(self.context, record);
-                    count += probe.gauges.tasks(&mut self.scratch).unwrap_or(0);
+                    count += probe.meter().tasks(&mut self.scratch).unwrap_or(0);
                 }
                 count
             }
         };
         Some(v1::ProcessUsage { timestamp: now(), process_count: value(count) })
     }
+}
+
+fn rate(meter: &Meter, taken: &Taken<Usage>) -> Option<u64> {
+    meter.rate(taken.what.cpu?.usage_ns)
 }
 
 /// A pod that shares its cgroup with others is what its containers are, and were.
@@ -300,15 +303,9 @@ fn psi(read: Psi) -> v1::PsiStats {
     v1::PsiStats { full: Some(line(read.full)), some: Some(line(read.some)) }
 }
 
-/// Loopback is nobody's traffic.
-pub(super) fn is_counted(interface: &Interface) -> bool {
-    interface.name != "lo"
-}
-
 fn network(interfaces: Vec<Interface>) -> v1::NetworkUsage {
     let mut usages: Vec<v1::NetworkInterfaceUsage> = interfaces
         .into_iter()
-        .filter(is_counted)
         .map(|interface| v1::NetworkInterfaceUsage {
             name: interface.name,
             rx_bytes: value(interface.rx.bytes),
@@ -335,17 +332,17 @@ mod tests {
     }
 
     #[test]
-    fn the_pods_first_interface_is_the_default_one_and_loopback_is_none() {
+    fn the_pods_first_interface_is_the_default_one() {
         let names = |usage: &v1::NetworkUsage| -> Vec<String> {
             let default = usage.default_interface.iter();
             default.chain(&usage.interfaces).map(|interface| interface.name.clone()).collect()
         };
-        let usage = network(vec![interface("lo", 9), interface("net1", 1), interface("eth0", 2)]);
+        let usage = network(vec![interface("net1", 1), interface("eth0", 2)]);
         assert_eq!(names(&usage), ["eth0", "net1"]);
         assert!(usage.timestamp > 0);
         // Another name than CNI's usual one.
-        assert_eq!(names(&network(vec![interface("lo", 9), interface("ens3", 1)])), ["ens3"]);
-        assert_eq!(network(vec![interface("lo", 9)]).default_interface, None);
+        assert_eq!(names(&network(vec![interface("ens3", 1)])), ["ens3"]);
+        assert_eq!(network(Vec::new()).default_interface, None);
     }
 
     #[test]

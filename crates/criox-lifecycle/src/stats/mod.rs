@@ -1,30 +1,26 @@
-//! Statistics: what pods and containers use, read from open files at the moment of the question.
+//! Statistics: which pods and containers are measured by `criox-stats`, and its figures as the messages of CRI.
 //!
 //! | module | what |
 //! |---|---|
-//! | [`probe`] | the open files of a container and of a pod, and when they are closed |
-//! | [`rate`] | from time of the CPU to cores |
-//! | [`answer`] | the requests, and figures as the messages of CRI |
+//! | [`probes`] | the probes of what there is, which follow the index |
+//! | [`answer`] | the requests, and figures as messages |
 //! | [`sampler`] | a beat that notes the time of the CPU, for the rates |
-//! | [`layers`] | a walker that counts what writable layers hold, beside all requests |
-//! | [`walk`] | one walk through one layer |
-//! | [`metrics`] | figures as metrics for Prometheus, by the names that cAdvisor gave them |
+//! | [`metrics`] | the requests for metrics, and rows as messages |
 //!
-//! A read opens nothing but what it has not opened before, walks through no directory and waits for no lock that
-//! anybody holds across I/O. What can't be read is absent, and never fails a list.
+//! What can't be read is absent, and never fails a list.
 
 mod answer;
-mod layers;
-pub(crate) mod metrics;
-mod probe;
-mod rate;
+mod metrics;
+mod probes;
 mod sampler;
-mod walk;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-pub(crate) use layers::LayerRoom;
-pub(crate) use probe::Probes;
+use criox_cri::ids::ContainerId;
+use criox_stats::{ContainerProbe, Layers};
+
+pub(crate) use probes::Probes;
 
 use crate::context::Context;
 use crate::descriptors;
@@ -38,5 +34,30 @@ pub(crate) fn start(context: &Arc<Context>) {
     let kept = usize::try_from(limit / DESCRIPTOR_SHARE).unwrap_or(usize::MAX);
     criox_sys::cgroup::stats::set_descriptor_limit(kept);
     tokio::spawn(sampler::run(context.clone()));
-    tokio::spawn(layers::run(context.clone()));
+    let walker = context.index.probes().walker().clone();
+    let layers = Arc::new(WritableLayers(context.clone()));
+    tokio::spawn(walker.run(layers, context.store.graph_root().to_owned()));
+}
+
+/// The writable layers of all containers.
+struct WritableLayers(Arc<Context>);
+
+impl Layers for WritableLayers {
+    type Id = ContainerId;
+
+    fn each(&self, show: &mut dyn FnMut(&ContainerId, Arc<ContainerProbe>)) {
+        let probes = self.0.index.probes();
+        for view in self.0.index.pods() {
+            for record in probes::measured(&view) {
+                show(&record.id, probes.container(&self.0, record));
+            }
+        }
+    }
+
+    fn directory(&self, id: &ContainerId) -> std::io::Result<PathBuf> {
+        let store = &self.0.store;
+        let container = store.container(id.as_str()).map_err(std::io::Error::other)?;
+        // containers/storage: overlay/<layer>/diff.
+        Ok(store.graph_root().join("overlay").join(&container.layer).join("diff"))
+    }
 }

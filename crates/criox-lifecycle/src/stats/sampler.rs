@@ -3,12 +3,12 @@
 //! what it read.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use criox_sys::cgroup::stats::Scratch;
 use tokio::time::MissedTickBehavior;
 
-use super::probe::measured;
+use super::probes::measured;
 use crate::context::Context;
 use crate::record::SandboxPhase;
 
@@ -47,22 +47,12 @@ fn note(context: &Context, collect: bool) {
     let mut scratch = Scratch::default();
     for view in &views {
         for record in measured(view) {
-            let probe = probes.container(context, record);
-            if let Some(used) = probe.gauges.cpu_usage(&mut scratch) {
-                probe.rate().note(Instant::now(), used);
-            }
-            if collect {
-                probe.collect(&mut scratch);
-            }
+            probes.container(context, record).meter().sample(collect, &mut scratch);
         }
-        if view.sandbox.phase == SandboxPhase::Ready {
-            let probe = probes.pod(context, &view.sandbox);
-            if let Some(used) = probe.gauges.as_ref().and_then(|gauges| gauges.cpu_usage(&mut scratch)) {
-                probe.rate().note(Instant::now(), used);
-            }
-            if collect {
-                probe.collect(&mut scratch);
-            }
+        if view.sandbox.phase == SandboxPhase::Ready
+            && let Some(meter) = probes.pod(context, &view.sandbox).meter()
+        {
+            meter.sample(collect, &mut scratch);
         }
     }
     // What has ended meanwhile must not be kept by what was read above.

@@ -4,6 +4,7 @@ use criox_cri::v1;
 use tonic::Status;
 
 use super::Services;
+use super::fit::fit;
 use crate::edge;
 
 pub(super) async fn list_container_stats(
@@ -12,5 +13,5 @@ pub(super) async fn list_container_stats(
 ) -> Result<v1::ListContainerStatsResponse, Status> {
     let containers = services.lifecycle.measured_containers(request.filter.as_ref());
     let stats = services.lifecycle.container_stats_of(containers).await;
-    Ok(v1::ListContainerStatsResponse { stats: stats.map_err(|error| edge::status(&error))? })
+    Ok(v1::ListContainerStatsResponse { stats: fit(stats.map_err(|error| edge::status(&error))?) })
 }

@@ -6,6 +6,7 @@ use criox_cri::v1;
 use criox_image::ImageInfo;
 use tonic::Status;
 
+use super::fit::fit;
 use super::{Services, image};
 use crate::edge;
 
@@ -14,7 +15,7 @@ pub(super) async fn list_images(
     request: v1::ListImagesRequest,
 ) -> Result<v1::ListImagesResponse, Status> {
     let found = find(services, request.filter).await?;
-    Ok(v1::ListImagesResponse { images: found.iter().map(|info| image::message(info)).collect() })
+    Ok(v1::ListImagesResponse { images: fit(found.iter().map(|info| image::message(info)).collect()) })
 }
 
 /// The images that pass a filter; without a name all of them.

@@ -4,6 +4,7 @@ use criox_cri::v1;
 use tonic::Status;
 
 use super::Services;
+use super::fit::fit;
 use crate::edge;
 
 pub(super) async fn list_pod_sandbox_stats(
@@ -12,5 +13,5 @@ pub(super) async fn list_pod_sandbox_stats(
 ) -> Result<v1::ListPodSandboxStatsResponse, Status> {
     let pods = services.lifecycle.measured_pod_sandboxes(request.filter.as_ref());
     let stats = services.lifecycle.pod_sandbox_stats_of(pods).await;
-    Ok(v1::ListPodSandboxStatsResponse { stats: stats.map_err(|error| edge::status(&error))? })
+    Ok(v1::ListPodSandboxStatsResponse { stats: fit(stats.map_err(|error| edge::status(&error))?) })
 }

@@ -1,14 +1,17 @@
-//! The CRI services: one file per request that does more than pass a field on. Requests that are not there yet answer
-//! `Unimplemented`; none pretends.
+//! The CRI services: one file per request that does more than pass a field on.
 
 mod attach;
+mod checkpoint_container;
+mod checkpoint_pod;
 mod chunks;
 mod container_stats;
 mod container_status;
 mod create_container;
+mod deadline;
 mod events;
 mod exec;
 mod exec_sync;
+mod fit;
 mod image;
 mod image_fs_info;
 mod image_status;
@@ -17,11 +20,13 @@ mod list_images;
 mod list_metric_descriptors;
 mod list_pod_sandbox_metrics;
 mod list_pod_sandbox_stats;
+pub(crate) mod lists;
 mod pod_sandbox_stats;
 mod pod_sandbox_status;
 mod port_forward;
 mod pull_image;
 mod remove_image;
+mod restore_pod;
 mod run_pod_sandbox;
 mod runtime;
 mod status;

@@ -15,7 +15,7 @@ pub(super) async fn pod_sandbox_status(
         .lifecycle
         .context()
         .index
-        .pod(&request.pod_sandbox_id)
+        .shown_pod(&request.pod_sandbox_id)
         .map_err(|error| edge::status(&error))?;
     // Known by its ID only to plugins that are being asked about it.
     if !view.listed() {

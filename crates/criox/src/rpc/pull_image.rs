@@ -17,7 +17,7 @@ pub(super) async fn pull_image(
     }
     let context = services.lifecycle.context();
     if !spec.runtime_handler.is_empty() {
-        context.handlers.get(&spec.runtime_handler).map_err(|error| edge::status(&error))?;
+        context.handlers.get(&spec.runtime_handler).map_err(|error| edge::status(&error.into()))?;
     }
     let metadata = request.sandbox_config.and_then(|config| config.metadata).unwrap_or_default();
     let auth = request.auth.map(|auth| Auth {

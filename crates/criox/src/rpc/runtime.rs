@@ -1,7 +1,5 @@
 //! RuntimeService: each method hands its request to whoever does the work.
 
-use std::pin::Pin;
-
 use criox_cri::v1;
 use criox_cri::v1::runtime_service_server::RuntimeService;
 use tokio_stream::wrappers::ReceiverStream;
@@ -9,29 +7,10 @@ use tonic::{Request, Response, Status};
 
 use super::Services;
 use super::chunks::Chunks;
+use super::fit::fit;
 use crate::edge;
 
 type Answer<T> = Result<Response<T>, Status>;
-
-/// Answers of requests that are not there yet. In the form that `async_trait` makes of a method, which does not see
-/// into this macro.
-macro_rules! not_yet {
-    ($($method:ident: $request:ident => $response:ty;)*) => {
-        $(
-            fn $method<'a, 'async_trait>(
-                &'a self,
-                _: Request<v1::$request>,
-            ) -> Pin<Box<dyn Future<Output = Answer<$response>> + Send + 'async_trait>>
-            where
-                'a: 'async_trait,
-                Self: 'async_trait,
-            {
-                let name = concat!(stringify!($method), " is not there yet in this version of criox");
-                Box::pin(std::future::ready(Err(Status::unimplemented(name))))
-            }
-        )*
-    };
-}
 
 #[tonic::async_trait]
 impl RuntimeService for Services {
@@ -96,7 +75,7 @@ impl RuntimeService for Services {
     ) -> Answer<v1::ListPodSandboxResponse> {
         let filter = request.into_inner().filter;
         Ok(Response::new(v1::ListPodSandboxResponse {
-            items: self.lifecycle.list_pod_sandboxes(filter.as_ref()),
+            items: fit(self.lifecycle.list_pod_sandboxes(filter.as_ref())),
         }))
     }
 
@@ -138,7 +117,7 @@ impl RuntimeService for Services {
     ) -> Answer<v1::ListContainersResponse> {
         let filter = request.into_inner().filter;
         Ok(Response::new(v1::ListContainersResponse {
-            containers: self.lifecycle.list_containers(filter.as_ref()),
+            containers: fit(self.lifecycle.list_containers(filter.as_ref())),
         }))
     }
 
@@ -296,9 +275,21 @@ impl RuntimeService for Services {
         Ok(Response::new(super::stream_pod_sandbox_metrics::stream_pod_sandbox_metrics(self)))
     }
 
-    not_yet! {
-        checkpoint_container: CheckpointContainerRequest => v1::CheckpointContainerResponse;
-        checkpoint_pod: CheckpointPodRequest => v1::CheckpointPodResponse;
-        restore_pod: RestorePodRequest => v1::RestorePodResponse;
+    async fn checkpoint_container(
+        &self,
+        request: Request<v1::CheckpointContainerRequest>,
+    ) -> Answer<v1::CheckpointContainerResponse> {
+        super::checkpoint_container::checkpoint_container(self, request).await.map(Response::new)
+    }
+
+    async fn checkpoint_pod(
+        &self,
+        request: Request<v1::CheckpointPodRequest>,
+    ) -> Answer<v1::CheckpointPodResponse> {
+        super::checkpoint_pod::checkpoint_pod(self, request).await.map(Response::new)
+    }
+
+    async fn restore_pod(&self, request: Request<v1::RestorePodRequest>) -> Answer<v1::RestorePodResponse> {
+        super::restore_pod::restore_pod(self, request).await.map(Response::new)
     }
 }

@@ -36,7 +36,9 @@ pub(super) async fn status(services: &Services, verbose: bool) -> v1::StatusResp
 fn runtime_ready(services: &Services) -> v1::RuntimeCondition {
     match services.lifecycle.context().handlers.get("").and_then(|handler| handler.program()) {
         Ok(_) => condition("RuntimeReady", true, "", String::new()),
-        Err(error) => condition("RuntimeReady", false, "RuntimeHandlerMissing", error.chain()),
+        Err(error) => {
+            condition("RuntimeReady", false, "RuntimeHandlerMissing", criox_lifecycle::chain(&error))
+        }
     }
 }
 

@@ -24,12 +24,17 @@ pub(super) fn sandbox(view: &PodView) -> BTreeMap<String, String> {
 pub(super) async fn container(services: &Services, record: &ContainerRecord) -> BTreeMap<String, String> {
     let spec = runtime_spec(services, record).await;
     let security = record.config.0.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
-    let info = json!({
+    let mut info = json!({
         "sandboxID": record.sandbox_id,
         "pid": record.process.map_or(0, |process| process.pid),
         "runtimeSpec": spec,
         "privileged": security.is_some_and(|security| security.privileged),
     });
+    // As CRI-O, only where checkpoints are on.
+    if services.lifecycle.context().checkpoints.criu().is_some() {
+        info["checkpointedAt"] = criox_lifecycle::checkpointed_at(record).into();
+        info["restored"] = record.restored.into();
+    }
     BTreeMap::from([("info".into(), info.to_string())])
 }
 
