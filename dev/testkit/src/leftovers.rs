@@ -7,6 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::cgroups::hierarchies;
+
 /// By what something is known to be ours.
 #[derive(Debug, Clone, Default)]
 pub struct Traces {
@@ -53,18 +55,6 @@ pub fn mounts(traces: &Traces) -> Vec<PathBuf> {
         .collect();
     points.reverse();
     points
-}
-
-/// Every cgroup hierarchy that is mounted here.
-fn hierarchies() -> Vec<PathBuf> {
-    let text = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    text.lines()
-        .filter_map(|line| {
-            let mut fields = line.split(' ');
-            let (_, point, kind) = (fields.next()?, fields.next()?, fields.next()?);
-            kind.starts_with("cgroup").then(|| PathBuf::from(point))
-        })
-        .collect()
 }
 
 /// Our cgroups, the deepest first; a parent that is empty is no leftover, for the kubelet makes and removes it.

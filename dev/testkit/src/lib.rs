@@ -10,8 +10,10 @@
 //! | [`shared`] | a daemon, a registry and an image that several tests use, one after the other |
 //! | [`standin`] | CNI plugins and OCI runtimes that fail and hang when told to |
 //! | [`cri`] | a blocking CRI client |
+//! | [`cgroups`] | where groups are and what limits they have, with cgroup v1 and v2 |
 //! | [`mod@leftovers`] | what a dead pod should not have left |
 
+pub mod cgroups;
 pub mod cri;
 pub mod daemon;
 pub mod harness;

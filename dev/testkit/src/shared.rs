@@ -44,7 +44,7 @@ impl Shared {
 
     /// Lends the node to a test. Afterwards the test's pods are removed, and anything that they leave fails the test.
     ///
-    /// A node whose daemon has died (of an earlier test) is made anew.
+    /// A node whose daemon has died (of an earlier test), or that keeps what a test has left, is made anew.
     pub fn test(&self, test: impl FnOnce(&Node) -> Result) -> Result {
         let node = {
             let mut slot = self.node.lock().unwrap_or_else(PoisonError::into_inner);
@@ -64,7 +64,12 @@ impl Shared {
         }
         removed?;
         let left = node.daemon.leftovers();
-        if left.is_empty() { Ok(()) } else { Err(format!("left behind: {}", left.join("; ")).into()) }
+        if left.is_empty() {
+            return Ok(());
+        }
+        // The next test would find the same again.
+        *self.node.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Err(format!("left behind: {}", left.join("; ")).into())
     }
 
     /// Ends the daemon, and fails if anything is left.

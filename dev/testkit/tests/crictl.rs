@@ -1,6 +1,8 @@
 //! The real `crictl` against the daemon: each of its commands that a node's administrator uses, once, in the order of a
 //! pod's life.
 
+#[path = "crictl/checkpoint.rs"]
+mod checkpoint;
 #[path = "crictl/streams.rs"]
 mod streams;
 
@@ -16,6 +18,10 @@ fn main() -> ExitCode {
     testkit::harness::run(&[
         ("crictl walks through the life of a pod", walk),
         ("crictl executes, attaches, forwards ports and updates, over both transports", streams::streams),
+        (
+            "crictl checkpoints a container, and creates one that goes on from its archive",
+            checkpoint::checkpoint,
+        ),
     ])
 }
 

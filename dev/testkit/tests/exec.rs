@@ -335,13 +335,12 @@ fn cgroups(node: &Node) -> Result<Vec<PathBuf>> {
     }
     let mut found = Vec::new();
     let parent = node.daemon.cgroup_parent().trim_start_matches('/');
-    // What crun makes in the file system that hides a hybrid machine's v2 tree is no cgroup.
-    let hierarchies = std::fs::read_dir("/sys/fs/cgroup")?.flatten();
-    for hierarchy in hierarchies.filter(|hierarchy| hierarchy.path().join("cgroup.procs").exists()) {
-        walk(&hierarchy.path().join(parent), &mut found);
+    for hierarchy in testkit::cgroups::hierarchies() {
+        walk(&hierarchy.join(parent), &mut found);
     }
     found.sort();
-    Ok(found)
+    // The container's own at least, else the look is at nothing.
+    if found.is_empty() { Err(format!("there is no cgroup below {parent}").into()) } else { Ok(found) }
 }
 
 /// The groups of executed commands, which go a moment after the answer.

@@ -260,7 +260,15 @@ fn after_damage(place: &Place, cri: &Cri, what: (&str, &str), pod: &str, contain
         ("container", damage) => {
             assert_eq!(cri.pod_status(pod)?.state(), PodSandboxState::SandboxReady);
             assert!(cri.list(Some(pod))?.is_empty());
-            if damage != "newer" {
+            if damage == "newer" {
+                // Its record would go with the pod's directory.
+                let status = cri.remove_pod(pod).err().ok_or("a newer record was removed with its pod")?;
+                assert_eq!(status.code(), tonic::Code::FailedPrecondition, "{status}");
+                for part in [container, "newer than this criox reads"] {
+                    assert!(status.message().contains(part), "{status}");
+                }
+                assert_eq!(cri.pod_status(pod)?.state(), PodSandboxState::SandboxReady);
+            } else {
                 wait_for("the container to be undone", LIMIT, || {
                     Ok(place.left_of(&[container])?.is_empty().then_some(()))
                 })?;

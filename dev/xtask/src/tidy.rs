@@ -12,6 +12,7 @@ mod pure_spec;
 mod repository;
 mod rust_code;
 mod scripts;
+mod traps;
 mod unsafe_code;
 
 use std::fmt;
@@ -60,6 +61,7 @@ pub(crate) fn run() -> Result<Vec<Finding>, String> {
     findings.extend(pure_spec::check(&repository));
     findings.extend(machine_paths::check(&repository));
     findings.extend(scripts::check(&repository));
+    findings.extend(traps::check(&repository));
     findings.extend(licences::check(&repository, &all));
     findings.extend(duplicates::check(&repository, &all));
     findings.sort();

@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
 
@@ -21,6 +24,8 @@ const MEMORY: &str = "2G";
 const RESUME: Duration = Duration::from_secs(60);
 /// QEMU ends within a moment when asked to.
 const QUIT: Duration = Duration::from_secs(10);
+/// What serves the shared directory ends when QEMU has.
+const DISCONNECT: Duration = Duration::from_secs(2);
 /// Where the daemon for shared directories lies, that comes with Debian's QEMU.
 const VIRTIOFSD: [&str; 2] = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
 
@@ -58,28 +63,38 @@ impl Machine {
         if machine.pid().is_some() {
             return Err(format!("a machine runs in {} already: scripts/node down", run.display()).into());
         }
+        match machine.start(home, &template, options) {
+            Ok(()) => Ok(machine),
+            // Half a machine is none: nobody would find what is left of it.
+            Err(error) => match machine.end() {
+                Ok(()) => Err(error),
+                Err(left) => Err(format!("{error}; and what was started could not be ended: {left}").into()),
+            },
+        }
+    }
+
+    fn start(&self, home: &Path, template: &Path, options: &Options) -> Result {
         // Writes go to private memory and to a file that is gone at once, so the template stays as it was saved.
         let (memory, sharing) = match &options.share {
             None => (template.join("memory"), "off"),
             // Another process reads the guest's memory then, which private pages don't allow.
             Some(directory) => {
-                machine.serve(directory, options.bound)?;
-                (machine.copy(&template.join("memory"))?, "on")
+                self.serve(directory, options.bound)?;
+                (self.copy(&template.join("memory"))?, "on")
             }
         };
         let memory = format!(
             "memory-backend-file,id=memory,size={MEMORY},mem-path={},share={sharing}",
             memory.display()
         );
-        let mut qemu = machine.command(home, &template.join("root.img"), &memory, options.bound);
+        let mut qemu = self.command(home, &template.join("root.img"), &memory, options.bound);
         qemu.args(["-snapshot", "-incoming", "defer"]);
-        let mut process = machine.spawn(&mut qemu)?;
-        machine.resume(&state, &mut process)?;
+        let mut process = self.spawn(&mut qemu)?;
+        self.resume(&template.join("state"), &mut process)?;
         if options.share.is_some() {
-            machine.plug()?;
+            self.plug()?;
         }
-        machine.greet(options.share.as_deref())?;
-        Ok(machine)
+        self.greet(options.share.as_deref())
     }
 
     /// A machine that was started by somebody else.
@@ -97,20 +112,33 @@ impl Machine {
         Agent::connect(&self.run.join(format!("agent{port}")))
     }
 
-    /// Ends it, without any word to the guest.
-    pub fn down(self) -> Result {
-        let Some(pid) = self.pid() else { return Ok(()) };
-        let process = pidfd_open(pid, PidfdFlags::empty())?;
-        let asked = self.qmp().and_then(|mut qmp| qmp.command("quit", json!({})));
-        let until = Instant::now() + QUIT;
-        while self.pid().is_some() {
-            if asked.is_err() || Instant::now() > until {
-                pidfd_send_signal(&process, Signal::KILL)?;
-                break;
+    /// Ends what runs in a directory, without any word to the guest; also if QEMU has ended by itself.
+    pub fn down(run: &Path) -> Result {
+        let run = fs::canonicalize(run).map_err(|_| format!("no machine in {}", run.display()))?;
+        Self { run }.end()
+    }
+
+    fn end(&self) -> Result {
+        if let Some(pid) = self.pid() {
+            let process = pidfd_open(pid, PidfdFlags::empty())?;
+            // Dropped at once, for QEMU talks to its one client until that goes.
+            let asked = self.qmp().and_then(|mut qmp| qmp.command("quit", json!({})).map(drop)).is_ok();
+            if !asked || !has_ended(&process, QUIT)? {
+                kill(&process)?;
             }
-            std::thread::sleep(Duration::from_millis(10));
         }
-        for file in ["memory", "qemu.pid"] {
+        // The daemon ends with its connection, but there may never have been one. Its children are the ones that work.
+        if let Some(pid) = self.process("virtiofsd.pid") {
+            let process = pidfd_open(pid, PidfdFlags::empty())?;
+            let children = children(pid);
+            if !has_ended(&process, DISCONNECT)? {
+                for child in children {
+                    kill(&child)?;
+                }
+                kill(&process)?;
+            }
+        }
+        for file in ["memory", "qemu.pid", "virtiofsd.pid"] {
             drop(fs::remove_file(self.run.join(file)));
         }
         Ok(())
@@ -118,7 +146,12 @@ impl Machine {
 
     /// QEMU's process, if it lives and is no zombie.
     fn pid(&self) -> Option<Pid> {
-        let text = fs::read_to_string(self.run.join("qemu.pid")).ok()?;
+        self.process("qemu.pid")
+    }
+
+    /// The process that a file names, if it is still one of this machine's.
+    fn process(&self, file: &str) -> Option<Pid> {
+        let text = fs::read_to_string(self.run.join(file)).ok()?;
         let pid = text.trim().parse().ok().and_then(Pid::from_raw)?;
         let command = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).ok()?;
         let own = self.run.as_os_str().as_encoded_bytes();
@@ -258,9 +291,9 @@ impl Machine {
             ])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()?;
-        Ok(())
+            .stderr(log);
+        let process = daemon.spawn().map_err(|error| format!("cannot start {program}: {error}"))?;
+        put(&self.run.join("virtiofsd.pid"), &process.id().to_string())
     }
 
     fn plug(&self) -> Result {
@@ -306,6 +339,29 @@ pub(crate) fn saved_memory(path: &Path) -> String {
     format!("memory-backend-file,id=memory,size={MEMORY},mem-path={},share=on", path.display())
 }
 
+/// Whether a process has ended within the limit. A zombie has, whoever its parent may be.
+fn has_ended(process: &OwnedFd, limit: Duration) -> Result<bool> {
+    let mut fds = [PollFd::new(process, PollFlags::IN)];
+    Ok(poll(&mut fds, Some(&limit.try_into()?))? == 1)
+}
+
+fn kill(process: &OwnedFd) -> Result {
+    match pidfd_send_signal(process, Signal::KILL) {
+        Ok(()) => {}
+        Err(Errno::SRCH) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    }
+    if has_ended(process, QUIT)? { Ok(()) } else { Err("a killed process has not ended".into()) }
+}
+
+/// The children of a process; one that ends meanwhile is none.
+fn children(of: Pid) -> Vec<OwnedFd> {
+    let of = of.as_raw_nonzero();
+    let listed = fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap_or_default();
+    let pids = listed.split_whitespace().filter_map(|pid| pid.parse().ok().and_then(Pid::from_raw));
+    pids.filter_map(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()).collect()
+}
+
 fn log_file(path: &Path) -> Result<fs::File> {
     Ok(fs::OpenOptions::new().write(true).create(true).truncate(true).open(path)?)
 }
@@ -313,4 +369,71 @@ fn log_file(path: &Path) -> Result<fs::File> {
 fn put(path: &Path, text: &str) -> Result {
     log_file(path)?.write_all(text.as_bytes())?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory of one's own, if there is what a machine takes.
+    #[expect(clippy::print_stderr, reason = "a test that can't run says so")]
+    fn place(name: &str) -> Option<PathBuf> {
+        let found = |path: &&str| Path::new(path).exists();
+        if !VIRTIOFSD.iter().any(|path| found(&path)) || !found(&"/usr/bin/qemu-system-x86_64") {
+            eprintln!(
+                "skipped: {name}: neither QEMU nor virtiofsd is here; scripts/node build installs them"
+            );
+            return None;
+        }
+        let place = std::env::temp_dir().join(format!("criox-machine-{name}-{}", std::process::id()));
+        fs::create_dir_all(place.join("run")).unwrap();
+        Some(place)
+    }
+
+    /// Command lines that name the directory.
+    fn running(place: &Path) -> Vec<String> {
+        let own = place.to_str().unwrap();
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        let commands = entries.filter_map(|entry| fs::read_to_string(entry.path().join("cmdline")).ok());
+        commands.filter(|command| command.contains(own)).map(|command| command.replace('\0', " ")).collect()
+    }
+
+    #[test]
+    fn of_a_machine_whose_qemu_fails_nothing_stays() {
+        let Some(place) = place("fails") else { return };
+        let template = template::directory(&place);
+        fs::create_dir_all(&template).unwrap();
+        for file in ["memory", "state", "root.img"] {
+            put(&template.join(file), "").unwrap();
+        }
+        // There is no kernel in this home.
+        let options = Options { share: Some(place.clone()), bound: false };
+        let error = Machine::up(&place, &place.join("run"), &options).unwrap_err();
+        assert!(error.to_string().contains("QEMU ended"), "{error}");
+        assert_eq!(running(&place), [""; 0]);
+        assert!(!place.join("run/virtiofsd.pid").exists());
+        template::clear(&place).unwrap();
+    }
+
+    #[test]
+    fn what_shares_a_directory_ends_though_qemu_never_came_or_was_killed() {
+        let Some(place) = place("killed") else { return };
+        let machine = Machine { run: fs::canonicalize(place.join("run")).unwrap() };
+        machine.serve(&place, false).unwrap();
+        let until = Instant::now() + QUIT;
+        while !machine.run.join("virtiofs").exists() {
+            assert!(
+                Instant::now() < until,
+                "virtiofsd: {}",
+                fs::read_to_string(machine.run.join("virtiofsd.log")).unwrap()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(!running(&place).is_empty());
+        Machine::down(&machine.run).unwrap();
+        assert_eq!(running(&place), [""; 0]);
+        // There is nothing more to end, which is no error.
+        Machine::down(&machine.run).unwrap();
+        template::clear(&place).unwrap();
+    }
 }

@@ -49,7 +49,7 @@ fn command(words: &[String]) -> Result<u8> {
             let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
             Machine::at(run.as_ref())?.agent(0)?.put(directory.as_ref(), &names, to, LIMIT)?;
         }
-        ("down", [run]) => Machine::at(run.as_ref())?.down()?,
+        ("down", [run]) => Machine::down(run.as_ref())?,
         _ => return Err(USAGE.into()),
     }
     Ok(0)

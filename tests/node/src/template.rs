@@ -13,6 +13,9 @@ use crate::machine::{Machine, PORTS, ignore_shared, saved_memory};
 /// A cold boot on a loaded machine.
 const BOOT: Duration = Duration::from_secs(300);
 
+/// How often a boot is tried.
+const TRIES: u32 = 3;
+
 /// What tests use, used once, so that no machine has to load it.
 const WARM_UP: &str = "
 systemctl is-system-running --wait
@@ -30,7 +33,23 @@ pub fn directory(home: &Path) -> PathBuf {
 }
 
 /// Boots the image of `home`, and saves the running guest. Says how long it took.
+///
+/// An emulated processor now and then meets a breakpoint that another has already taken back: the kernel patches its own
+/// text while it boots, and panics then. So a boot that fails is tried again.
+#[expect(clippy::print_stderr, reason = "who waits for the next boot is told why")]
 pub fn make(home: &Path) -> Result<String> {
+    let mut tried = 1;
+    loop {
+        match attempt(home) {
+            Ok(said) => return Ok(said),
+            Err(error) if tried == TRIES => return Err(error),
+            Err(error) => eprintln!("node: boot {tried} of {TRIES} failed: {error}"),
+        }
+        tried += 1;
+    }
+}
+
+fn attempt(home: &Path) -> Result<String> {
     let to = directory(home);
     let work = home.join("template.new");
     clear(&work)?;
@@ -52,14 +71,18 @@ pub fn make(home: &Path) -> Result<String> {
         process.kill()?;
     }
     process.wait()?;
-    let booted = saved?;
+    let booted = saved.map_err(|error| {
+        let console = fs::read_to_string(work.join("console.log")).unwrap_or_default();
+        let panic = console.lines().find(|line| line.contains("Oops") || line.contains("panic"));
+        format!("{error}{}", panic.map(|line| format!("; the guest said: {line}")).unwrap_or_default())
+    })?;
     // Machines that run keep their files of the old one.
     clear(&to)?;
     fs::rename(&work, &to)?;
     Ok(format!("booted in {:.1} s, saved after {:.1} s", booted.as_secs_f64(), start.elapsed().as_secs_f64()))
 }
 
-fn clear(directory: &Path) -> Result {
+pub(crate) fn clear(directory: &Path) -> Result {
     if directory.exists() {
         #[expect(clippy::disallowed_methods, reason = "the tool's own directory, which no guest can change")]
         fs::remove_dir_all(directory)?;

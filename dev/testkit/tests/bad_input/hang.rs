@@ -7,16 +7,37 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use criox_cri::v1::{ListContainersRequest, ListPodSandboxRequest, StatusRequest};
+use criox_cri::v1::{
+    ImageSpec, ListContainersRequest, ListPodSandboxRequest, Mount, PodSandboxState, StatusRequest,
+};
 use testkit::harness::Test;
-use testkit::{Behaviour, Node, Result, wait_for};
+use testkit::{Behaviour, Daemon, Node, Result, wait_for};
 
 use crate::{StandIns, refused, still_works, with_stand_ins};
 
-pub(crate) const TESTS: &[Test] = &[(
-    "a registry, a plugin and a runtime that hang are given up with a name, and others are served meanwhile",
-    || with_stand_ins(all_hang),
-)];
+pub(crate) const TESTS: &[Test] = &[
+    (
+        "a registry, a plugin and a runtime that hang are given up with a name, and others are served meanwhile",
+        || with_stand_ins(all_hang),
+    ),
+    ("the stop of a pod ends a creation whose runtime hangs", || {
+        with_stand_ins(|node, stand_ins| ended_with_its_pod(node, stand_ins, End::Stop))
+    }),
+    ("the removal of a pod ends a creation whose runtime hangs", || {
+        with_stand_ins(|node, stand_ins| ended_with_its_pod(node, stand_ins, End::Removal))
+    }),
+    (
+        "a disk that hangs while a container is made holds up no stop, and what comes late is undone",
+        late_storage,
+    ),
+];
+
+/// How a pod ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Stop,
+    Removal,
+}
 
 /// What anybody may have to wait for an answer that needs nothing of those who hang.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -67,6 +88,84 @@ fn all_hang(node: &Node, stand_ins: &StandIns) -> Result {
     assert_eq!(node.daemon.leftovers(), Vec::<String>::new());
     node.cri.pull(&node.image)?;
     still_works(node)
+}
+
+fn ended_with_its_pod(node: &Node, stand_ins: &StandIns, end: End) -> Result {
+    let config = node.cri.host_network_pod("hanging-create");
+    let pod = node.cri.run_pod(&config)?;
+    stand_ins.runtime.set("create", Behaviour::Hang)?;
+    let before = stand_ins.runtime.calls().len();
+    std::thread::scope(|scope| -> Result {
+        let create = scope.spawn(|| {
+            let container = node.cri.container("hanging", &node.image, &["true"]);
+            refused(node.cri.create(&pod, &container, &config), &["given up", "being stopped"])
+        });
+        wait_for("the runtime to hang", Duration::from_secs(20), || {
+            Ok(stand_ins.runtime.calls()[before..].iter().any(|verb| verb == "create").then_some(()))
+        })?;
+        let begun = Instant::now();
+        match end {
+            End::Stop => node.cri.stop_pod(&pod)?,
+            End::Removal => node.cri.remove_pod(&pod)?,
+        }
+        // The runtime has thirty seconds.
+        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+        create.join().expect("no panic")?;
+        Ok(())
+    })?;
+    stand_ins.runtime.set("create", Behaviour::Real)?;
+    assert!(node.cri.list(None)?.is_empty());
+    assert!(!std::path::Path::new(&config.log_directory).join("hanging/0.log").exists());
+    if end == End::Stop {
+        assert_eq!(node.cri.pod_status(&pod)?.state(), PodSandboxState::SandboxNotready);
+        node.cri.remove_pod(&pod)?;
+    }
+    assert_eq!(node.daemon.leftovers(), Vec::<String>::new());
+    still_works(node)
+}
+
+/// The disk is a failpoint: the work goes on after its creation has been undone.
+fn late_storage() -> Result {
+    let node = Node::start(|registry| {
+        let late = "container.recorded=sleep(4000)*1;container.image-volume-stored=sleep(4000)*1";
+        Daemon::builder().registry(registry).env("CRIOX_FAILPOINTS", late).start()
+    })?;
+    let config = node.cri.host_network_pod("late");
+    let pod = node.cri.run_pod(&config)?;
+    std::thread::scope(|scope| -> Result {
+        let create = scope.spawn(|| {
+            let mut container = node.cri.container("late", &node.image, &["true"]);
+            container.mounts = vec![Mount {
+                container_path: "/volume".to_owned(),
+                readonly: true,
+                image: Some(ImageSpec { image: node.image.clone(), ..ImageSpec::default() }),
+                ..Mount::default()
+            }];
+            refused(node.cri.create(&pod, &container, &config), &["given up"])
+        });
+        wait_for("the record of the creation", Duration::from_secs(20), || {
+            let entries = std::fs::read_dir(node.daemon.root().join("criox/pods").join(&pod))?.flatten();
+            let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+            Ok(names.into_iter().any(|name| name.starts_with("container-")).then_some(()))
+        })?;
+        let begun = Instant::now();
+        node.cri.stop_pod(&pod)?;
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        create.join().expect("no panic")?;
+        Ok(())
+    })?;
+    wait_for("the late work to be undone", Duration::from_secs(20), || {
+        let undone = "undid what came after nobody waited for it any more";
+        Ok((node.daemon.log().matches(undone).count() >= 1).then_some(()))
+    })?;
+    wait_for("nothing to be left", Duration::from_secs(10), || {
+        let containers = std::fs::read_dir(node.daemon.root().join("overlay-containers"))?.flatten();
+        Ok((containers.filter(|entry| entry.path().is_dir()).count() == 0).then_some(()))
+    })?;
+    node.cri.remove_pod(&pod)?;
+    // The daemon's next life would sweep it: it must be gone before.
+    assert_eq!(node.daemon.leftovers(), Vec::<String>::new());
+    node.daemon.finish()
 }
 
 /// A runtime that is at work has made the container's cgroup, by which cAdvisor asks for the container, once.

@@ -1,13 +1,14 @@
 //! GetContainerEvents.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use criox_cri::v1::{
     ContainerEventResponse, ContainerEventType, ContainerState, GetEventsRequest, PodSandboxState,
 };
 use testkit::harness::Test;
-use testkit::{Node, Result};
-use tonic::{Response, Status, Streaming};
+use testkit::{Cri, Node, Result};
+use tonic::{Code, Response, Status, Streaming};
 
 use crate::NODE;
 use crate::pod::{Pod, SERVICE};
@@ -17,6 +18,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("an exit by itself is an event, with the state that it leaves", || NODE.test(exit)),
     ("what the removal of a pod kills has stopped before it is deleted", || NODE.test(removal)),
     ("under the load of 20 pods each client sees every event once and in order", || NODE.test(load)),
+    (
+        "while thousands of events happen, who reads loses none; who doesn't costs little, is told and cut off",
+        || NODE.test(slow),
+    ),
 ];
 
 use ContainerEventType::{
@@ -25,15 +30,26 @@ use ContainerEventType::{
 };
 
 fn subscribe(node: &Node) -> Result<Streaming<ContainerEventResponse>> {
-    Ok(node.cri.call(node.cri.runtime().get_container_events(GetEventsRequest {}))?)
+    subscribe_as(&node.cri)
+}
+
+fn subscribe_as(cri: &Cri) -> Result<Streaming<ContainerEventResponse>> {
+    Ok(cri.call(cri.runtime().get_container_events(GetEventsRequest {}))?)
 }
 
 fn next(node: &Node, events: &mut Streaming<ContainerEventResponse>) -> Result<ContainerEventResponse> {
-    Ok(node.cri.call(async {
+    Ok(next_of(&node.cri, events)?)
+}
+
+fn next_of(
+    cri: &Cri,
+    events: &mut Streaming<ContainerEventResponse>,
+) -> std::result::Result<ContainerEventResponse, Status> {
+    cri.call(async {
         let wait = tokio::time::timeout(crate::pod::LIMIT, events.message());
         let event = wait.await.map_err(|_| Status::deadline_exceeded("no event came"))??;
-        event.map(Response::new).ok_or_else(|| Status::data_loss("the stream ended"))
-    })?)
+        event.map(Response::new).ok_or_else(|| Status::aborted("the stream ended"))
+    })
 }
 
 fn order(node: &Node) -> Result {
@@ -172,4 +188,99 @@ fn life(node: &Node, number: usize) -> Result<(String, String)> {
     node.cri.stop_pod(&pod.id)?;
     node.cri.remove_pod(&pod.id)?;
     Ok((pod.id, id))
+}
+
+/// Each pod makes four events and is gone again. More than the buffer of a client that doesn't read (1024 events), and
+/// what lies in its connection; `$CRIOX_TEST_EVENT_PODS` asks for more.
+#[expect(clippy::print_stdout, reason = "says what was measured, for the longer run")]
+fn slow(node: &Node) -> Result {
+    /// They make the messages long, so that few of them fill a connection.
+    const NOTE: usize = 16 << 10;
+    const WORKERS: usize = 4;
+    let pods: usize =
+        std::env::var("CRIOX_TEST_EVENT_PODS").ok().and_then(|text| text.parse().ok()).unwrap_or(400);
+    // Of its own: streams of one connection share its window, and the reader must not wait for the sleeper.
+    let sleeper = node.daemon.cri()?;
+    let mut unread = subscribe_as(&sleeper)?;
+    let mut read = subscribe(node)?;
+    let before = resident(node)?;
+    let next_pod = AtomicUsize::new(0);
+    let seen = std::thread::scope(|scope| -> Result<Vec<ContainerEventResponse>> {
+        let reader = scope.spawn(|| {
+            let mut seen = Vec::new();
+            while seen.len() < pods * 4 {
+                let mut event = next(node, &mut read).map_err(|error| error.to_string())?;
+                // Only what is compared is kept.
+                event.pod_sandbox_status = None;
+                seen.push(event);
+            }
+            Ok::<_, String>(seen)
+        });
+        let workers: Vec<_> = (0..WORKERS)
+            .map(|_| {
+                scope.spawn(|| -> std::result::Result<(), Status> {
+                    loop {
+                        let number = next_pod.fetch_add(1, Ordering::Relaxed);
+                        if number >= pods {
+                            return Ok(());
+                        }
+                        let mut config = node.cri.host_network_pod(&format!("slow-{number}"));
+                        config.annotations.insert("note".into(), "x".repeat(NOTE));
+                        let id = node.cri.run_pod(&config)?;
+                        node.cri.stop_pod(&id)?;
+                        node.cri.remove_pod(&id)?;
+                    }
+                })
+            })
+            .collect();
+        for worker in workers {
+            worker.join().map_err(|_| "a panic")??;
+        }
+        Ok(reader.join().map_err(|_| "a panic")??)
+    })?;
+    let grown = resident(node)?.saturating_sub(before);
+    let mut kinds: HashMap<&str, Vec<ContainerEventType>> = HashMap::new();
+    for event in &seen {
+        kinds.entry(&event.container_id).or_default().push(event.container_event_type());
+    }
+    assert_eq!(kinds.len(), pods);
+    assert!(
+        kinds.values().all(|kinds| kinds[..] == [Created, Started, Stopped, Deleted]),
+        "each once, in order"
+    );
+    // At most its buffer's records are kept for the sleeper, and what was sent already.
+    assert!(grown < 96 << 10, "the daemon has grown by {grown} kB");
+    let mut expected = seen.iter();
+    let error = loop {
+        match next_of(&sleeper, &mut unread) {
+            Ok(event) => {
+                let wanted = expected.next().ok_or("it has more events than happened")?;
+                let of = |event: &ContainerEventResponse| {
+                    (event.container_id.clone(), event.container_event_type, event.created_at)
+                };
+                assert_eq!(of(&event), of(wanted), "no gap before it is told");
+            }
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.code(), Code::DataLoss, "{error}");
+    assert!(error.message().contains("subscribe again"), "{error}");
+    println!(
+        "{} events: the sleeper got {} and then {:?}; the daemon grew by {grown} kB",
+        seen.len(),
+        seen.len() - expected.len(),
+        error.message()
+    );
+    let mut again = subscribe_as(&sleeper)?;
+    let pod = Pod::without_network(node, "after")?;
+    assert_eq!(next_of(&sleeper, &mut again)?.container_id, pod.id);
+    Ok(())
+}
+
+/// Kilobytes of memory of the daemon.
+fn resident(node: &Node) -> Result<u64> {
+    let pid = node.daemon.pid().ok_or("the daemon runs")?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }

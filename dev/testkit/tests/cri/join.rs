@@ -132,18 +132,27 @@ fn cancelled_pod(node: &Node) -> Result {
 
 /// IDs of the groups `crio-<id>` that lie below the pods' parent.
 fn containers_of_cgroup(node: &Node) -> Result<Vec<String>> {
-    let parent = Path::new("/sys/fs/cgroup/memory").join(node.daemon.cgroup_parent().trim_start_matches('/'));
+    let parent = testkit::cgroups::parent(node.daemon.cgroup_parent(), "memory");
     let Ok(entries) = std::fs::read_dir(parent) else { return Ok(Vec::new()) };
     let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
     Ok(names.filter_map(|name| name.strip_prefix("crio-").map(str::to_owned)).collect())
 }
 
 /// Abandons a creation and waits until it has gone on without its client; the container's ID.
-fn unclaimed(node: &Node, pod: &Pod, config: &ContainerConfig) -> Result<String> {
-    abandon_container(pod, config, Duration::from_millis(10))?;
-    let id = wait_for("the container's cgroup", LIMIT, || {
-        Ok(containers_of_cgroup(node)?.into_iter().find(|id| *id != pod.id))
-    })?;
+pub(crate) fn unclaimed(node: &Node, pod: &Pod, config: &ContainerConfig) -> Result<String> {
+    // On a slow node the call may not even have been sent.
+    let mut patience = Duration::from_millis(10);
+    let id = loop {
+        abandon_container(pod, config, patience)?;
+        let found = wait_for("the container's cgroup", LIMIT / 4, || {
+            Ok(containers_of_cgroup(node)?.into_iter().find(|id| *id != pod.id))
+        });
+        match found {
+            Ok(id) => break id,
+            Err(error) if patience > Duration::from_millis(100) => return Err(error),
+            Err(_) => patience *= 3,
+        }
+    };
     node.daemon.note(&id);
     wait_for("the container to be created", LIMIT, || {
         let (status, body) = get(node, &format!("/containers/{id}"))?;

@@ -1,7 +1,9 @@
 //! The log format: `TIME STREAM TAG CONTENT`, byte for byte.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use criox_cri::v1::{ContainerState, ReopenContainerLogRequest};
 use testkit::harness::Test;
@@ -34,27 +36,29 @@ struct Record {
     content: Vec<u8>,
 }
 
-/// Parses strictly: anything that isn't a record is an error.
+impl Record {
+    /// Parses strictly: anything that isn't a record is an error.
+    fn parse(line: &[u8]) -> Result<Self> {
+        let mut fields = line.splitn(4, |byte| *byte == b' ').map(<[u8]>::to_vec);
+        let mut text = || String::from_utf8(fields.next().unwrap_or_default());
+        let (time, stream, tag) = (text()?, text()?, text()?);
+        let content =
+            fields.next().ok_or_else(|| format!("{:?} has no content", String::from_utf8_lossy(line)))?;
+        let plain: String = time.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+        let good = plain == "0000-00-00T00:00:00.000000000Z"
+            && ["stdout", "stderr"].contains(&stream.as_str())
+            && ["F", "P"].contains(&tag.as_str());
+        if good {
+            Ok(Self { time, stream, tag, content })
+        } else {
+            Err(format!("not a record: {:?}", String::from_utf8_lossy(line)).into())
+        }
+    }
+}
+
 fn records(log: &[u8]) -> Result<Vec<Record>> {
     let body = log.strip_suffix(b"\n").ok_or("a log ends with a whole line")?;
-    body.split(|byte| *byte == b'\n')
-        .map(|line| {
-            let mut fields = line.splitn(4, |byte| *byte == b' ').map(<[u8]>::to_vec);
-            let mut text = || String::from_utf8(fields.next().unwrap_or_default());
-            let (time, stream, tag) = (text()?, text()?, text()?);
-            let content =
-                fields.next().ok_or_else(|| format!("{:?} has no content", String::from_utf8_lossy(line)))?;
-            let plain: String = time.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
-            let good = plain == "0000-00-00T00:00:00.000000000Z"
-                && ["stdout", "stderr"].contains(&stream.as_str())
-                && ["F", "P"].contains(&tag.as_str());
-            if good {
-                Ok(Record { time, stream, tag, content })
-            } else {
-                Err(format!("not a record: {:?}", String::from_utf8_lossy(line)).into())
-            }
-        })
-        .collect()
+    body.split(|byte| *byte == b'\n').map(Record::parse).collect()
 }
 
 /// Runs to the end and parses what is on disk at that moment.
@@ -109,23 +113,30 @@ fn partial(node: &Node) -> Result {
 }
 
 /// Lines of a megabyte; `$CRIOX_TEST_LOG_LINES` of them from each stream (a thousand are a log of two gigabytes).
+#[expect(clippy::print_stdout, reason = "says what was measured, for the longer run")]
 fn megabytes(node: &Node) -> Result {
     const LINE: usize = 1 << 20;
     let lines: usize =
         std::env::var("CRIOX_TEST_LOG_LINES").ok().and_then(|text| text.parse().ok()).unwrap_or(50);
+    let patience = LIMIT + Duration::from_secs(lines as u64);
     let pod = Pod::without_network(node, "megabytes")?;
     let write = |letter: char| {
+        let line = format!("/{letter}");
         format!(
-            "i=0; while [ $i -lt {lines} ]; do head -c {LINE} /dev/zero | tr '\\0' {letter}; echo; i=$((i + 1)); done"
+            "head -c {LINE} /dev/zero | tr '\\0' {letter} > {line}; echo >> {line}; \
+             i=0; while [ $i -lt {lines} ]; do cat {line}; i=$((i + 1)); done"
         )
     };
     let script = format!("({}) & ({}) >&2 & wait", write('o'), write('e'));
+    let begun = Instant::now();
     let id = pod.start(&pod.shell("c", &script))?;
     let path = node.cri.status(&id)?.log_path;
     let mut files = Vec::new();
     for n in 0..3 {
         let renamed = format!("{path}.{n}");
-        wait_for("something to be written", LIMIT, || Ok((fs::metadata(&path)?.len() > 0).then_some(())))?;
+        // All four files get a part: this much is written three times in any case.
+        let part = (2 * lines * LINE / 5) as u64;
+        wait_for("a part to be written", patience, || Ok((fs::metadata(&path)?.len() > part).then_some(())))?;
         fs::rename(&path, &renamed)?;
         files.push(renamed);
         let request = ReopenContainerLogRequest { container_id: id.clone() };
@@ -134,13 +145,15 @@ fn megabytes(node: &Node) -> Result {
             break;
         }
     }
-    let patience = LIMIT + std::time::Duration::from_secs(lines as u64);
     assert_eq!(node.cri.wait_state(&id, ContainerState::ContainerExited, patience)?.exit_code, 0);
+    println!("{lines} lines of each stream were logged after {:?}", begun.elapsed());
     files.push(path);
     let mut ends = [(0, 0), (0, 0)];
     // The last one may have got nothing any more.
     for file in files.iter().filter(|file| fs::metadata(file).is_ok_and(|metadata| metadata.len() > 0)) {
-        for record in records(&fs::read(file)?)? {
+        // Not read whole: it may have gigabytes.
+        for line in BufReader::new(fs::File::open(file)?).split(b'\n') {
+            let record = Record::parse(&line?)?;
             let (stream, letter) = if record.stream == "stdout" { (0, b'o') } else { (1, b'e') };
             assert!(
                 record.content.iter().all(|byte| *byte == letter),

@@ -10,6 +10,8 @@
 //! | [`files`] | what lies in a container: files of the pod, mounts, devices |
 //! | [`process`] | who a container's process is, and what it may |
 //! | [`security`] | what confines it |
+//! | [`seccomp_artifact`] | filters that a registry keeps |
+//! | [`seccomp_notify`] | calls that are refused, counted and end a container |
 //! | [`devices`] | devices, and what a node's configuration gives to every container |
 //! | [`resources`] | cgroups and limits |
 //! | [`signals`] | how a container is stopped |
@@ -24,7 +26,10 @@
 //! | [`userns`] | pods with users of their own |
 //! | [`volumes`] | image volumes, recursive read-only mounts, options of mounts |
 //! | [`updates`] | changed limits |
+//! | [`checkpoint`] | checkpoints |
+//! | [`traps`] | what bites a kubelet first |
 
+mod checkpoint;
 mod devices;
 mod events;
 mod files;
@@ -39,11 +44,14 @@ mod namespaces;
 mod pod;
 mod process;
 mod resources;
+mod seccomp_artifact;
+mod seccomp_notify;
 mod security;
 mod signals;
 mod socket;
 mod stats;
 mod streams;
+mod traps;
 mod updates;
 mod userns;
 mod volumes;
@@ -77,6 +85,8 @@ fn main() -> ExitCode {
         files::TESTS,
         process::TESTS,
         security::TESTS,
+        seccomp_artifact::TESTS,
+        seccomp_notify::TESTS,
         devices::TESTS,
         resources::TESTS,
         signals::TESTS,
@@ -91,8 +101,15 @@ fn main() -> ExitCode {
         userns::TESTS,
         volumes::TESTS,
         updates::TESTS,
+        checkpoint::refused::TESTS,
+        checkpoint::faults::TESTS,
+        checkpoint::TESTS,
+        traps::TESTS,
     ];
     testkit::harness::run_then(&modules.concat(), || {
-        NODE.finish().and_then(|()| devices::CONFIGURED.finish())
+        NODE.finish()
+            .and_then(|()| devices::CONFIGURED.finish())
+            .and_then(|()| seccomp_artifact::ALLOWED.finish())
+            .and_then(|()| checkpoint::finish())
     })
 }

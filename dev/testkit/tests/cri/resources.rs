@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use criox_cri::v1::{ContainerState, LinuxContainerResources, NamespaceMode};
-use testkit::harness::{Test, skip};
+use testkit::cgroups::{self, Limits};
+use testkit::harness::Test;
 use testkit::{Node, Result};
 
 use crate::NODE;
@@ -20,13 +21,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("what a container left running in its cgroup dies with it", || NODE.test(whole_group)),
 ];
 
-/// A controller's group of an ID, on this machine's layout.
-fn group(node: &Node, controller: &str, id: &str) -> Result<PathBuf> {
-    let hierarchy = Path::new("/sys/fs/cgroup").join(controller);
-    if !hierarchy.exists() {
-        return Err(skip("this machine has no cgroup v1 hierarchies"));
-    }
-    Ok(hierarchy.join(node.daemon.cgroup_parent().trim_start_matches('/')).join(format!("crio-{id}")))
+/// A controller's group of an ID.
+fn group(node: &Node, controller: &str, id: &str) -> PathBuf {
+    cgroups::group(node.daemon.cgroup_parent(), controller, id)
 }
 
 fn read(path: &Path) -> Result<String> {
@@ -38,13 +35,13 @@ fn names(node: &Node) -> Result {
     let pod = Pod::without_network(node, "cgroups")?;
     let id = pod.service("c")?;
     for controller in ["memory", "cpu", "devices", "pids"] {
-        let processes = read(&group(node, controller, &id)?.join("cgroup.procs"))?;
+        let processes = read(&group(node, controller, &id).join("cgroup.procs"))?;
         assert!(!processes.is_empty(), "{controller}");
     }
     for controller in ["memory", "cpu"] {
-        assert_eq!(read(&group(node, controller, &pod.id)?.join("cgroup.procs"))?, "", "{controller}");
+        assert_eq!(read(&group(node, controller, &pod.id).join("cgroup.procs"))?, "", "{controller}");
     }
-    let mut names: Vec<String> = std::fs::read_dir(group(node, "memory", &id)?.parent().ok_or("a parent")?)?
+    let mut names: Vec<String> = std::fs::read_dir(group(node, "memory", &id).parent().ok_or("a parent")?)?
         .flatten()
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
@@ -71,15 +68,10 @@ fn limits(node: &Node) -> Result {
     };
     config.linux.get_or_insert_default().resources = Some(resources.clone());
     let id = pod.up(&config)?;
-    for (controller, file, value) in [
-        ("memory", "memory.limit_in_bytes", (64 << 20).to_string()),
-        ("cpu", "cpu.shares", "512".to_owned()),
-        ("cpu", "cpu.cfs_quota_us", "50000".to_owned()),
-        ("cpu", "cpu.cfs_period_us", "100000".to_owned()),
-        ("cpuset", "cpuset.cpus", "0".to_owned()),
-    ] {
-        assert_eq!(read(&group(node, controller, &id)?.join(file))?, value, "{file}");
-    }
+    let limits = Limits::read(node.daemon.cgroup_parent(), &id)?;
+    assert_eq!(limits.memory, (64 << 20).to_string());
+    assert!(limits.shares.are(512), "{limits:?}");
+    assert_eq!([&*limits.quota, &limits.period, &limits.cpus], ["50000", "100000", "0"]);
     assert_eq!(pod.exec(&id, "cat /proc/1/oom_score_adj")?, "500");
     let reported = node.cri.status(&id)?.resources.and_then(|resources| resources.linux);
     assert_eq!(reported, Some(resources));
@@ -136,7 +128,7 @@ fn whole_group(node: &Node) -> Result {
     let id = pod.up(&config)?;
     node.cri.wait_state(&id, ContainerState::ContainerExited, LIMIT)?;
     node.cri.remove(&id)?;
-    assert!(!group(node, "memory", &id)?.exists());
+    assert!(!group(node, "memory", &id).exists());
     let other = pod.answer_of(&{
         let mut config = pod.shell("look", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '");
         *crate::pod::namespaces(&mut config) = sandbox_namespaces(&mut pod.config.clone()).clone();

@@ -1,7 +1,5 @@
 //! What confines a container: profiles, labels, capabilities, paths; and what is refused rather than left out.
 
-use std::path::Path;
-
 use criox_cri::v1::security_profile::ProfileType;
 use criox_cri::v1::{
     Capability, ContainerConfig, HugepageLimit, Int64Value, LinuxContainerSecurityContext, PodSandboxConfig,
@@ -255,7 +253,7 @@ fn refusals(node: &Node) -> Result {
     resources(&mut config).hugepage_limits = vec![HugepageLimit { page_size: "3XB".to_owned(), limit: 1 }];
     let created = node.cri.create(&pod.id, &config, &pod.config);
     // A node without the controller has nothing to limit, and says so in Status.
-    if Path::new("/sys/fs/cgroup/hugetlb").exists() {
+    if testkit::cgroups::has_controller("hugetlb") {
         assert!(refused(created, Code::InvalidArgument)?.contains("hugepage_limits[0]"));
     }
     Ok(())

@@ -1,21 +1,21 @@
-//! The socket itself: HTTP for cAdvisor, mode, sizes of messages, and what is not there.
+//! The socket itself: HTTP for cAdvisor, mode, and sizes of messages.
 
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 
 use criox_cri::v1::{
-    self, CgroupDriver, GetEventsRequest, ListPodSandboxRequest, PodSandboxFilter, RuntimeConfigRequest,
+    CgroupDriver, GetEventsRequest, ListPodSandboxRequest, PodSandboxFilter, RuntimeConfigRequest,
     UpdateRuntimeConfigRequest,
 };
 use serde_json::Value;
 use testkit::cri::Place;
 use testkit::harness::Test;
 use testkit::{Cri, Node, Result};
-use tonic::{Code, Status};
+use tonic::Code;
 
 use crate::NODE;
-use crate::pod::{LIMIT, Pod, refused};
+use crate::pod::{LIMIT, Pod};
 
 pub(crate) const TESTS: &[Test] = &[
     ("the socket is for root and its group", || NODE.test(mode)),
@@ -26,7 +26,6 @@ pub(crate) const TESTS: &[Test] = &[
     ("anything else on HTTP/1 is an error and no more", || NODE.test(other_http)),
     ("a message of 80 MiB is accepted, a bigger one refused", || NODE.test(sizes)),
     ("a client that never closes its connections keeps nobody out", || NODE.test(many_connections)),
-    ("requests that are not there say so", || NODE.test(unimplemented)),
     ("Version and RuntimeConfig answer what the kubelet counts on", || NODE.test(version)),
 ];
 
@@ -143,25 +142,6 @@ fn sizes(node: &Node) -> Result {
     let status = ask((80 << 20) + 64).err().ok_or("a message over the limit was taken")?;
     assert!(matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted), "{status}");
     node.cri.version()?;
-    Ok(())
-}
-
-fn unimplemented(node: &Node) -> Result {
-    let cri = &node.cri;
-    macro_rules! check {
-        ($($method:ident: $request:ident),* $(,)?) => {
-            vec![$((stringify!($method), cri.call(cri.runtime().$method(v1::$request::default())).map(drop))),*]
-        };
-    }
-    let answers: Vec<(&str, Result<(), Status>)> = check![
-        checkpoint_container: CheckpointContainerRequest,
-        checkpoint_pod: CheckpointPodRequest,
-        restore_pod: RestorePodRequest,
-    ];
-    for (method, answer) in answers {
-        let message = refused(answer, Code::Unimplemented).map_err(|error| format!("{method}: {error}"))?;
-        assert!(message.contains(method), "{message}");
-    }
     Ok(())
 }
 

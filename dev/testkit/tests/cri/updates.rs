@@ -1,11 +1,10 @@
 //! Changed limits.
 
-use std::path::Path;
-
 use criox_cri::v1::{
     LinuxContainerResources, UpdateContainerResourcesRequest, UpdatePodSandboxResourcesRequest,
 };
-use testkit::harness::{Test, skip};
+use testkit::cgroups::Limits;
+use testkit::harness::Test;
 use testkit::{Node, Result};
 use tonic::{Code, Status};
 
@@ -34,35 +33,16 @@ fn update(node: &Node, id: &str, linux: LinuxContainerResources) -> Result<(), S
     node.cri.call(async move { runtime.update_container_resources(request).await }).map(drop)
 }
 
-fn limit(node: &Node, id: &str, controller: &str, file: &str) -> Result<String> {
-    let hierarchy = Path::new("/sys/fs/cgroup").join(controller);
-    if !hierarchy.exists() {
-        return Err(skip("this machine has no cgroup v1 hierarchies"));
-    }
-    let group =
-        hierarchy.join(node.daemon.cgroup_parent().trim_start_matches('/')).join(format!("crio-{id}"));
-    Ok(std::fs::read_to_string(group.join(file))?.trim().to_owned())
-}
-
-fn limits(node: &Node, id: &str) -> Result<Vec<String>> {
-    [
-        ("memory", "memory.limit_in_bytes"),
-        ("memory", "memory.memsw.limit_in_bytes"),
-        ("cpu", "cpu.shares"),
-        ("cpu", "cpu.cfs_quota_us"),
-        ("cpu", "cpu.cfs_period_us"),
-        ("cpuset", "cpuset.cpus"),
-    ]
-    .iter()
-    .map(|(controller, file)| limit(node, id, controller, file))
-    .collect()
+fn limits(node: &Node, id: &str) -> Result<Limits> {
+    Limits::read(node.daemon.cgroup_parent(), id)
 }
 
 fn begin(node: &Node, pod: &Pod<'_>) -> Result<String> {
     let mut config = pod.shell("c", crate::pod::SERVICE);
     config.linux.get_or_insert_default().resources = Some(first());
     let id = pod.up(&config)?;
-    assert_eq!(limits(node, &id)?[2], "512");
+    let limits = limits(node, &id)?;
+    assert!(limits.shares.are(512), "{limits:?}");
     Ok(id)
 }
 
@@ -100,8 +80,10 @@ fn changes(node: &Node) -> Result {
             ..LinuxContainerResources::default()
         };
         update(node, &id, all.clone())?;
-        let (bytes, shares) = ((megabytes << 20).to_string(), (1000 + megabytes).to_string());
-        assert_eq!(limits(node, &id)?, [&bytes, &bytes, &shares, &quota.to_string(), "100000", "0"]);
+        let (bytes, limits) = ((megabytes << 20).to_string(), limits(node, &id)?);
+        assert_eq!([&limits.memory, &limits.memory_and_swap, &limits.cpus], [&bytes, &bytes, "0"]);
+        assert_eq!([&limits.quota, &limits.period], [&quota.to_string(), "100000"]);
+        assert!(limits.shares.are(u64::try_from(all.cpu_shares)?), "{limits:?}");
         assert_eq!(reported(node, &id)?, all);
     }
     Ok(())
@@ -114,8 +96,7 @@ fn zero(node: &Node) -> Result {
     update(node, &id, LinuxContainerResources::default())?;
     assert_eq!(limits(node, &id)?, before);
     update(node, &id, LinuxContainerResources { cpuset_cpus: "1".to_owned(), ..Default::default() })?;
-    assert_eq!(limits(node, &id)?[..5], before[..5]);
-    assert_eq!(limits(node, &id)?[5], "1");
+    assert_eq!(limits(node, &id)?, Limits { cpus: "1".to_owned(), ..before });
     assert_eq!(reported(node, &id)?, LinuxContainerResources { cpuset_cpus: "1".to_owned(), ..first() });
     Ok(())
 }
@@ -151,7 +132,7 @@ fn usage(node: &Node) -> Result {
     let little = LinuxContainerResources { memory_limit_in_bytes: 13 << 20, ..Default::default() };
     let said = refused(update(node, &id, little), Code::FailedPrecondition)?;
     assert!(said.contains("cannot decrease memory limit to 13631488 bytes: current usage is"), "{said}");
-    assert_eq!(limits(node, &id)?[0], (64 << 20).to_string());
+    assert_eq!(limits(node, &id)?.memory, (64 << 20).to_string());
     Ok(())
 }
 
@@ -167,7 +148,8 @@ fn states(node: &Node) -> Result {
     let pod = Pod::without_network(node, "update-states")?;
     let id = pod.create(&pod.shell("c", "true"))?;
     update(node, &id, LinuxContainerResources { cpu_shares: 100, ..Default::default() })?;
-    assert_eq!(limit(node, &id, "cpu", "cpu.shares")?, "100");
+    let limits = limits(node, &id)?;
+    assert!(limits.shares.are(100), "{limits:?}");
     node.cri.start(&id)?;
     node.cri.wait_state(&id, criox_cri::v1::ContainerState::ContainerExited, crate::pod::LIMIT)?;
     let late = LinuxContainerResources { cpu_shares: 200, ..Default::default() };
@@ -212,7 +194,8 @@ fn under_runc(node: &Node) -> Result {
     };
     update(node, &container, all)?;
     let now = limits(node, &container)?;
-    assert_eq!((now[0].as_str(), now[2].as_str(), now[3].as_str()), ("134217728", "512", "20000"));
+    assert_eq!([&*now.memory, &now.quota], ["134217728", "20000"]);
+    assert!(now.shares.are(512), "{now:?}");
     let impossible =
         LinuxContainerResources { cpu_shares: 100, cpuset_cpus: "4095".to_owned(), ..Default::default() };
     refused(update(node, &container, impossible), Code::Unknown)?;

@@ -31,12 +31,32 @@ const RULES: &[Rule] = &[
         may_see: &["criox-cri"],
         never: &["tokio", "tracing", "rustix", "libc", "hyper"],
     },
+    // Who measures is told what: it knows no pod, record or request.
+    Rule { name: "criox-stats", may_see: &["criox-sys"], never: &["tonic", "hyper"] },
     Rule { name: "criox-monitor-api", may_see: &["criox-sys"], never: &["tonic", "hyper"] },
     // Nor does it know a container.
     Rule { name: "criox-systemd", may_see: &[], never: &["tonic", "hyper"] },
     Rule { name: "criox-nri", may_see: &["criox-sys"], never: &["tonic", "hyper"] },
     // It knows no container: whoever does implements its backend.
     Rule { name: "criox-streaming", may_see: &[], never: &["tonic"] },
+    // Everything in it blocks, and says so.
+    Rule {
+        name: "criox-confine",
+        may_see: &["criox-sys", "criox-cri", "criox-spec"],
+        never: &["tokio", "hyper"],
+    },
+    Rule {
+        name: "criox-handlers",
+        may_see: &["criox-cri", "criox-config", "criox-spec", "criox-monitor-api"],
+        never: &["hyper"],
+    },
+    Rule {
+        name: "criox-nri-spec",
+        may_see: &["criox-sys", "criox-cri", "criox-spec", "criox-nri"],
+        never: &["hyper"],
+    },
+    // What came from elsewhere is taken apart without a request, a pod or a network near it.
+    Rule { name: "criox-checkpoint", may_see: &["criox-sys", "criox-store"], never: ASYNC },
     Rule { name: "criox-image", may_see: &["criox-sys", "criox-config", "criox-store"], never: &["tonic"] },
     Rule { name: "criox-monitor", may_see: &["criox-sys", "criox-monitor-api"], never: ASYNC },
     Rule {
@@ -48,10 +68,15 @@ const RULES: &[Rule] = &[
             "criox-store",
             "criox-network",
             "criox-spec",
+            "criox-stats",
             "criox-monitor-api",
             "criox-nri",
             "criox-systemd",
             "criox-streaming",
+            "criox-confine",
+            "criox-handlers",
+            "criox-nri-spec",
+            "criox-checkpoint",
             "criox-image",
         ],
         never: &[],

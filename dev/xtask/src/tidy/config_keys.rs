@@ -12,6 +12,7 @@ const TABLES: [&str; 2] = ["crates/criox-config/src/config.rs", "crates/criox-co
 const EXCEPTIONS: &[(&str, &str)] = &[
     ("default_transport", "anything but docker:// is warned about"),
     ("plugin_dir", "becomes one of plugin_dirs"),
+    ("enable_criu_support", "false sets container_level_enabled to none"),
 ];
 
 /// Keys declared `Now` whose name stands in no other crate's code, and exceptions that nothing needs any more.

@@ -3,7 +3,9 @@
 //! The tests use the machine as it is: its service, its D-Bus, its cgroup tree. Nothing of that is there outside of the
 //! guest, so elsewhere the program ends at once.
 
+mod checkpoint;
 mod guest;
+mod journal;
 mod limits;
 mod restarts;
 mod security;
@@ -19,8 +21,16 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let long = std::env::var_os("CRIOX_NODE_LONG").is_some();
-    let mut tests: Vec<harness::Test> =
-        [units::TESTS, limits::TESTS, security::TESTS, service::TESTS, restarts::TESTS].concat();
+    let mut tests: Vec<harness::Test> = [
+        units::TESTS,
+        limits::TESTS,
+        security::TESTS,
+        service::TESTS,
+        journal::TESTS,
+        checkpoint::TESTS,
+        restarts::TESTS,
+    ]
+    .concat();
     if long {
         tests.extend_from_slice(restarts::LONG);
     }
