@@ -354,8 +354,8 @@ impl CoreEntry {
 const SECCOMP_STRICT: u32 = 1;
 const SECCOMP_FILTER: u32 = 2;
 
-/// Most filters of one thread; the kernel's bound on their instructions allows fewer.
-const MAX_CHAIN: usize = 4096;
+/// Most filters of one thread; a runtime brings one, a program may add its own.
+const MAX_CHAIN: usize = 16;
 
 fn has_ended(core: &CoreEntry) -> bool {
     let state = core.task.as_ref().and_then(|task| task.state);
@@ -384,7 +384,10 @@ fn seccomp(name: &str, mode: (u32, Option<u32>), filters: &[SeccompFilter]) -> R
                 chain.push(filter.filter.clone().unwrap_or_default());
                 next = filter.prev;
                 if chain.len() > MAX_CHAIN {
-                    return Err(Error::refused("seccomp.img", "a chain of filters has no end"));
+                    return Err(Error::refused(
+                        "seccomp.img",
+                        format!("a process has more than {MAX_CHAIN} filters"),
+                    ));
                 }
             }
             Ok(Seccomp::Filter(Filters(chain)))

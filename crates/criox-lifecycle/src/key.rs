@@ -201,7 +201,8 @@ mod tests {
             cdi_devices: _,
             stop_signal: _,
         } = &whole;
-        let changes: [(&str, fn(&mut v1::ContainerConfig)); 17] = [
+        type Change = fn(&mut v1::ContainerConfig);
+        let changes: [(&str, Change); 17] = [
             ("image", |config| config.image = Some(v1::ImageSpec::default())),
             ("command", |config| config.command.push("x".into())),
             ("args", |config| config.args.push("x".into())),

@@ -376,10 +376,9 @@ mod tests {
     use super::*;
 
     /// A directory of one's own, if there is what a machine takes.
-    #[expect(clippy::print_stderr, reason = "a test that can't run says so")]
     fn place(name: &str) -> Option<PathBuf> {
         let found = |path: &&str| Path::new(path).exists();
-        if !VIRTIOFSD.iter().any(|path| found(&path)) || !found(&"/usr/bin/qemu-system-x86_64") {
+        if !VIRTIOFSD.iter().any(|path| found(path)) || !found(&"/usr/bin/qemu-system-x86_64") {
             eprintln!(
                 "skipped: {name}: neither QEMU nor virtiofsd is here; scripts/node build installs them"
             );

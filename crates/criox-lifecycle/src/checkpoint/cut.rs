@@ -48,7 +48,7 @@ pub(super) async fn take(
     let mut captured = step("checkpoint.frozen");
     for part in parts {
         if captured.is_ok() {
-            captured = capture(context, grant, part, effort).await;
+            captured = Box::pin(capture(context, grant, part, effort)).await;
         }
     }
     let thawed = lease.thaw(&grant.client).await;

@@ -32,8 +32,9 @@ const FIELD: &str = "config.image.image";
 /// Reading what a checkpoint says.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// How crun calls itself, and the state directory that it has by default.
+/// How the runtimes call themselves, and the state directory that crun has by default.
 const CRUN: &str = "crun";
+const RUNC: &str = "runc";
 const CRUN_ROOT: &str = "/run/crun";
 
 /// What is to be restored.
@@ -152,8 +153,12 @@ impl Source {
         let (source, context, record, root) =
             (self.clone(), context.clone(), record.clone(), bundle.root.clone());
         let (users, spec) = (Users::of(&sandbox.config.0), bundle.spec.clone());
-        let state = Some(handler.config.root().to_owned())
-            .filter(|root| runtime == CRUN && *root != Path::new(CRUN_ROOT));
+        let state = handler.config.root();
+        let told = match runtime.as_str() {
+            CRUN if state != Path::new(CRUN_ROOT) => Some(same_mask(state)),
+            RUNC if context.cgroups.is_v2() => Some(own_cgroup(work)?),
+            _ => None,
+        };
         let directory = bundle.directory.clone();
         blocking("copy of a checkpoint", &object, DEFAULT, move || {
             let cancel = Cancel::new().with_deadline(Instant::now() + DEFAULT);
@@ -164,8 +169,8 @@ impl Source {
             changes.apply(intake.dir(), &cancel).map_err(|error| failed(what(), error))?;
             // After the changes, for a mount's place may lie behind a link that the container made.
             fits::check(&intake, &runtime, &record.config.0, &spec, &root, source.expected)?;
-            match state {
-                Some(state) => tell_crun(&intake, &state, &spec, &directory)
+            match told {
+                Some(line) => tell_criu(&intake, &line, &spec, &directory)
                     .map_err(|error| Error::failed(what()).because(error)),
                 None => Ok(()),
             }
@@ -192,11 +197,31 @@ impl Source {
 
 /// crun masks directories with an empty one of its state directory, which a checkpoint names by crun's own default and a
 /// restore by the root that crun is called with (seen with 1.21 and 1.28): CRIU is told that these are the same.
-fn tell_crun(intake: &Intake, state: &Path, spec: &oci::Spec, bundle: &Path) -> std::io::Result<()> {
+fn same_mask(state: &Path) -> String {
+    format!("external mnt[{CRUN_ROOT}/.empty-directory]:{}/.empty-directory\n", state.display())
+}
+
+/// Of cgroup v2 runc tells CRIU nothing (1.1.15 does so for v1 only), which then puts the processes where they were: into
+/// the group of the container that was checkpointed, and leaves the new one's empty.
+fn own_cgroup(work: &Work) -> Result<String> {
+    let (id, parent) = (work.record.id.as_str(), &work.sandbox.cgroup_parent);
+    let group = criox_sys::cgroup::container_path(work.context.driver(), parent, id)
+        .map_err(|error| Error::failed(format!("cgroup of container {id}")).because(error))?;
+    // The file is one of words, lines and remarks.
+    if group.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '#' | '"')) {
+        let text = format!(
+            "container {id}: CRIU can't be told of the cgroup {group:?}; give its pod a plain parent"
+        );
+        return Err(Error::new(Kind::FailedPrecondition, text));
+    }
+    Ok(format!("cgroup-root {group}\n"))
+}
+
+/// Gives CRIU an option that the runtime has no word for, by the file that both runtimes look for.
+fn tell_criu(intake: &Intake, line: &str, spec: &oci::Spec, bundle: &Path) -> std::io::Result<()> {
     const ANNOTATION: &str = "org.criu.config";
     let path = intake.dir().join("criu.conf");
-    let text = format!("external mnt[{CRUN_ROOT}/.empty-directory]:{}/.empty-directory\n", state.display());
-    durable::write_atomic(&path, text.as_bytes(), 0o600).map_err(std::io::Error::other)?;
+    durable::write_atomic(&path, line.as_bytes(), 0o600).map_err(std::io::Error::other)?;
     let mut spec = spec.clone();
     spec.annotations.insert(ANNOTATION.to_owned(), path.to_string_lossy().into_owned());
     let json = spec.to_json().map_err(std::io::Error::other)?;

@@ -1,7 +1,6 @@
 //! ListPodSandbox and ListContainers, which a kubelet asks each second: put together from entries that were encoded once
 //! for each state of their pod, where the generated service would make and encode all of them anew.
 
-use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::marker::PhantomData;
 use std::task::{Context, Poll};

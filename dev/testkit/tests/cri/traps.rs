@@ -80,7 +80,8 @@ fn next_attempt(pod: &PodSandboxConfig, container: &str) -> u32 {
 
 fn attempts(node: &Node) -> Result {
     let pod = Pod::without_network(node, "trap-attempts")?;
-    let spoil: [(&str, fn(&mut ContainerConfig)); 6] = [
+    type Spoil = fn(&mut ContainerConfig);
+    let spoil: [(&str, Spoil); 6] = [
         ("an absent image", |config| {
             config.image.get_or_insert_default().image = "localhost/no/such:1".into()
         }),
@@ -294,7 +295,7 @@ fn long_lists(node: &Node) -> Result {
     }
     let mut client = node.cri.runtime().max_decoding_message_size(KUBELET_TAKES);
     let listed = node.cri.call(client.list_pod_sandbox(ListPodSandboxRequest::default()))?.items;
-    assert_eq!(listed.iter().filter(|pod| pod.annotations.get("short").is_some()).count(), 4);
+    assert_eq!(listed.iter().filter(|pod| pod.annotations.contains_key("short")).count(), 4);
     let stats = node.cri.call(client.list_pod_sandbox_stats(ListPodSandboxStatsRequest::default()))?.stats;
     assert_eq!(stats.len(), 4);
     node.cri.call(client.list_pod_sandbox_metrics(ListPodSandboxMetricsRequest::default()))?;
