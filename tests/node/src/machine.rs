@@ -378,7 +378,7 @@ mod tests {
     /// A directory of one's own, if there is what a machine takes.
     fn place(name: &str) -> Option<PathBuf> {
         let found = |path: &&str| Path::new(path).exists();
-        if !VIRTIOFSD.iter().any(|path| found(path)) || !found(&"/usr/bin/qemu-system-x86_64") {
+        if !VIRTIOFSD.iter().any(found) || !found(&"/usr/bin/qemu-system-x86_64") {
             eprintln!(
                 "skipped: {name}: neither QEMU nor virtiofsd is here; scripts/node build installs them"
             );
