@@ -147,7 +147,7 @@ fn a_filter_that_is_missing_or_has_no_end_is_refused() {
     check_refused(dir.path(), "a filter is missing");
     // One that comes before itself.
     replace(dir.path(), "seccomp.img", &image(0x6441_3049, &[&[0x0a, 5, 0x0a, 1, 6, 0x10, 0]]));
-    check_refused(dir.path(), "no end");
+    check_refused(dir.path(), "more than 16 filters");
 }
 
 /// CRIU would run firewall and routing tools with their content.

@@ -34,8 +34,19 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
+/// Where cgroup v1 and v2 are mounted at once CRIU copies all of v2's groups into the container's, and they stay.
+fn mixed_cgroups() -> bool {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let v1 = groups.lines().any(|line| !matches!(line.split(':').nth(1), None | Some("" | "name=systemd")));
+    v1 && groups.lines().any(|line| line.starts_with("0::"))
+}
+
 /// The peers that `scripts/peers` unpacks; says what is missing.
 fn peers() -> Option<PathBuf> {
+    if mixed_cgroups() {
+        eprintln!("skipped: cgroup v1 and v2 are mounted at once, and CRIU would copy all of v2's groups");
+        return None;
+    }
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from);
     let peers = std::env::var_os("CRIOX_PEERS").map_or_else(|| target.join("peers"), PathBuf::from);

@@ -6,14 +6,15 @@ use tonic::metadata::MetadataMap;
 
 /// The header of gRPC over HTTP/2: at most eight digits and a unit.
 const HEADER: &str = "grpc-timeout";
-/// The part of the time that is kept for undoing and answering, and the most that it is.
-const KEPT: u32 = 5;
-const KEPT_MAX: Duration = Duration::from_secs(5);
+/// What is kept of the time for undoing and answering, and the most of a short one: a checkpoint that is called off may take
+/// two seconds to end.
+const KEPT: Duration = Duration::from_secs(4);
+const KEPT_MAX: u32 = 2;
 
 /// How long work for this request may take, so that its answer still arrives; none: the caller waits for ever.
 pub(super) fn of(metadata: &MetadataMap) -> Option<Duration> {
     let patience = parse(metadata.get(HEADER)?.to_str().ok()?)?;
-    Some(patience - (patience / KEPT).min(KEPT_MAX))
+    Some(patience - (patience / KEPT_MAX).min(KEPT))
 }
 
 fn parse(value: &str) -> Option<Duration> {
@@ -59,7 +60,7 @@ mod tests {
     fn some_of_the_time_is_kept_for_the_answer() {
         let mut metadata = MetadataMap::new();
         assert_eq!(of(&metadata), None);
-        for (header, left) in [("10S", 8), ("100S", 95)] {
+        for (header, left) in [("2S", 1), ("10S", 6), ("100S", 96)] {
             metadata.insert(HEADER, header.parse().unwrap());
             assert_eq!(of(&metadata), Some(Duration::from_secs(left)), "{header}");
         }

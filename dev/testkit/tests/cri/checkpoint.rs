@@ -58,6 +58,9 @@ pub(crate) fn finish() -> Result {
 
 /// CRIU's own directory; skipped where it can't do its work.
 pub(crate) fn criu() -> Result<PathBuf> {
+    if let Some(reason) = testkit::cgroups::no_restores() {
+        return Err(skip(reason));
+    }
     let search = std::env::var("PATH").unwrap_or_default();
     let mut places: Vec<PathBuf> = peer("criu").into_iter().collect();
     places.extend(search.split(':').map(|dir| Path::new(dir).join("criu")).filter(|path| path.is_file()));

@@ -10,6 +10,9 @@ use super::Crictl;
 
 /// CRIU's directory; skipped where it can't do its work.
 fn criu() -> Result<PathBuf> {
+    if let Some(reason) = testkit::cgroups::no_restores() {
+        return Err(skip(reason));
+    }
     let program = peer("criu").unwrap_or_else(|_| PathBuf::from("/usr/sbin/criu"));
     let checked = std::process::Command::new(&program).arg("check").output();
     if !checked.is_ok_and(|output| output.status.success()) {

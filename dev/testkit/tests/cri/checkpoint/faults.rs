@@ -118,7 +118,7 @@ fn deadline(node: &Node) -> Result {
         container_ids: vec![id.clone()],
         ..Default::default()
     });
-    request.set_timeout(Duration::from_secs(5));
+    request.set_timeout(Duration::from_secs(8));
     let said = refused(node.cri.call(node.cri.runtime().checkpoint_pod(request)), Code::DeadlineExceeded)?;
     assert!(said.contains(&pod.id), "the answer is ours, and comes before the deadline: {said}");
     counts_on(&node.cri, &id)?;
