@@ -2,8 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
-use testkit::{Daemon, Registry, Result};
+use testkit::{Daemon, Registry, Result, Traces, leftovers, wait_for};
+
+/// How long podman's monitor may take to end after its container.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// Other people's programs on one store.
 #[derive(Debug, Clone)]
@@ -61,7 +65,14 @@ impl Peers {
     pub(crate) fn run(&self, image: &str, command: &[&str]) -> Result<String> {
         let mut args = vec!["run", "--rm", "--pull=never", "--network=host", "--cgroups=disabled", image];
         args.extend(command);
-        self.podman(&args)
+        let output = self.podman(&args)?;
+        // podman goes before its monitor does, which still names the store.
+        let traces = Traces { dirs: vec![self.root.clone()], ..Traces::default() };
+        wait_for("the end of podman's monitor", LIMIT, || {
+            let left = leftovers::processes(&traces);
+            Ok((!left.iter().any(|(_, name)| name.contains("/conmon "))).then_some(()))
+        })?;
+        Ok(output)
     }
 
     /// `podman system check`: its complaint, if it has one. Quick, it looks at records and directories only; else it
