@@ -82,7 +82,7 @@ pub(crate) async fn end(context: &Context, groups: &[String]) {
     if context.driver() != Driver::Systemd {
         return;
     }
-    for name in groups.iter().filter_map(|group| group.rsplit('/').next()) {
+    for name in groups.iter().filter_map(|group| scope_of(group)) {
         let late = || format!("it is not finished after {} s", END.as_secs());
         let reason = match timeout(END, context.systemd.stop(name)).await {
             Ok(Ok(())) => continue,
@@ -92,6 +92,11 @@ pub(crate) async fn end(context: &Context, groups: &[String]) {
         tracing::warn!(unit = name, reason, "a scope that is over was not stopped; trying again later");
         tokio::spawn(end_later(context.systemd.clone(), name.to_owned()));
     }
+}
+
+/// The scope that a group belongs to. The groups of spare monitors are none: no unit is made for what may never be used.
+fn scope_of(group: &str) -> Option<&str> {
+    group.rsplit('/').next().filter(|name| name.ends_with(".scope"))
 }
 
 async fn end_later(systemd: Systemd, unit: String) {
@@ -130,6 +135,15 @@ mod tests {
         check("0::/system.slice/criox.service/sub\n", Some("criox.service"));
         check("5:memory:/x.service\n1:name=systemd:/system.slice/crio.service\n", Some("crio.service"));
         check("0::/user.slice/session-1.scope\n", None);
+        check("", None);
+    }
+
+    #[test]
+    fn only_scopes_are_ended() {
+        let check = |group: &str, expected: Option<&str>| assert_eq!(scope_of(group), expected);
+        check("/kubepods.slice/crio-1.scope", Some("crio-1.scope"));
+        check("/kubepods.slice/crio-1", None);
+        check("/kubepods.slice", None);
         check("", None);
     }
 }
