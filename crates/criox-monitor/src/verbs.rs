@@ -402,6 +402,8 @@ impl Monitor {
         }
         self.let_go(number);
         self.kill_checkpoint(number);
+        // A start that hangs is wanted by nobody any more.
+        self.kill_runs(number, |purpose| matches!(purpose, Purpose::Start { .. }));
         self.begin_delete(number, timeout(request.timeout_ms));
     }
 

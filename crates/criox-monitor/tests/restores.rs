@@ -228,16 +228,9 @@ fn what_is_typed_before_the_restore_reaches_its_terminal() {
     pod.delete("c1");
 }
 
-/// Where cgroup v1 and v2 are mounted at once CRIU copies all of v2's groups into the container's, and they stay.
-fn mixed_cgroups() -> bool {
-    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let v1 = groups.lines().any(|line| !matches!(line.split(':').nth(1), None | Some("" | "name=systemd")));
-    v1 && groups.lines().any(|line| line.starts_with("0::"))
-}
-
 /// Each runtime that CRIU works for here, with the runtime's root directory.
 fn each_with_criu(test: impl Fn(Pod, proto::Runtime)) {
-    if mixed_cgroups() {
+    if criox_sys::cgroup::both_versions().unwrap_or(true) {
         eprintln!("skipped: cgroup v1 and v2 are mounted at once, and CRIU would copy all of v2's groups");
         return;
     }

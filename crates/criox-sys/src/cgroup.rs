@@ -115,8 +115,10 @@ mod freeze;
 mod fs;
 mod path;
 pub mod stats;
+mod versions;
 
 use fs::below;
 
 pub use freeze::FreezeState;
 pub use path::{container_path, oci_cgroups_path, slice_path};
+pub use versions::both_versions;

@@ -128,10 +128,8 @@ impl Shares {
 /// Why CRIU must not restore here; none where it may. On a machine with cgroup v1 and v2 at once it would copy the whole tree
 /// of v2 into the container's group, and leave it there.
 pub fn no_restores() -> Option<&'static str> {
-    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let v1 = groups.lines().any(|line| !matches!(line.split(':').nth(1), None | Some("" | "name=systemd")));
-    let mixed = v1 && groups.lines().any(|line| line.starts_with("0::"));
-    mixed.then_some("cgroup v1 and v2 are mounted at once, and CRIU would copy all of v2's groups; the node's tests restore")
+    let both = criox_sys::cgroup::both_versions().unwrap_or(true);
+    both.then_some("cgroup v1 and v2 are mounted at once, and CRIU would copy all of v2's groups; the node's tests restore")
 }
 
 #[cfg(test)]

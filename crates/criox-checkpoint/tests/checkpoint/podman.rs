@@ -34,16 +34,9 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// Where cgroup v1 and v2 are mounted at once CRIU copies all of v2's groups into the container's, and they stay.
-fn mixed_cgroups() -> bool {
-    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let v1 = groups.lines().any(|line| !matches!(line.split(':').nth(1), None | Some("" | "name=systemd")));
-    v1 && groups.lines().any(|line| line.starts_with("0::"))
-}
-
 /// The peers that `scripts/peers` unpacks; says what is missing.
 fn peers() -> Option<PathBuf> {
-    if mixed_cgroups() {
+    if criox_sys::cgroup::both_versions().unwrap_or(true) {
         eprintln!("skipped: cgroup v1 and v2 are mounted at once, and CRIU would copy all of v2's groups");
         return None;
     }

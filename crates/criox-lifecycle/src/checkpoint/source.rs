@@ -199,22 +199,15 @@ impl Source {
 /// Where cgroup v1 and v2 are mounted at once, containers stand in v2's root. CRIU takes all that is below it for the
 /// container's, and its restore makes a copy of the machine's whole tree below the new one (seen with CRIU 4.2.1).
 fn one_hierarchy() -> Result<()> {
-    let groups = std::fs::read_to_string("/proc/self/cgroup")
+    let both = criox_sys::cgroup::both_versions()
         .map_err(|error| Error::failed("read of /proc/self/cgroup").because(error))?;
-    match is_mixed(&groups) {
+    match both {
         false => Ok(()),
         true => Err(Error::new(
             Kind::FailedPrecondition,
             "this machine mounts cgroup v1 and v2 at once (hybrid), where CRIU's restore copies the groups of others; boot with systemd.unified_cgroup_hierarchy=1",
         )),
     }
-}
-
-/// Whether processes have places in controllers of v1 and in v2: lines `id:controllers:path`, those of v2 `0::path`.
-fn is_mixed(groups: &str) -> bool {
-    let controllers = |line: &str| line.split(':').nth(1).unwrap_or_default().to_owned();
-    let v1 = |line: &str| !matches!(controllers(line).as_str(), "" | "name=systemd");
-    groups.lines().any(|line| line.starts_with("0::")) && groups.lines().any(v1)
 }
 
 /// crun masks directories with an empty one of its state directory, which a checkpoint names by crun's own default and a
@@ -375,19 +368,6 @@ pub(crate) fn sweep(context: &Context, is_known: impl Fn(&ContainerId) -> bool) 
             && let Err(error) = durable::remove_tree(&entry.path())
         {
             tracing::warn!(%error, "a checkpoint without a container stays");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_machine_with_both_versions_of_cgroups_is_told_from_one_with_one() {
-        assert!(is_mixed("9:name=systemd:/\n8:pids:/x\n0::/\n"));
-        for one in ["0::/a\n", "8:pids:/\n1:name=systemd:/\n", "1:name=systemd:/\n0::/\n", ""] {
-            assert!(!is_mixed(one), "{one:?}");
         }
     }
 }

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use criox_monitor_api::client::{CallError, Client};
 use criox_monitor_api::proto::{self, reply, request};
+use tokio::sync::watch;
+use tokio::time::sleep;
 
 use super::stop::{self, Target};
 use crate::checkpoint::source;
 use crate::context::Context;
-use crate::error::{Result, failpoint};
+use crate::error::{Error, Kind, Result, failpoint};
 use crate::monitor;
 use crate::record::{ContainerRecord, ProcessIdentity, SandboxRecord};
 
@@ -18,6 +20,10 @@ const RUNTIME: Duration = Duration::from_secs(60);
 
 /// How long it may take to bring a checkpoint back to life: all of its memory is read.
 const RESTORE: Duration = Duration::from_secs(300);
+
+/// How long a start may go on once its container is to be stopped: one that does not hang is over by then, and its process
+/// is given its grace.
+const GIVEN_UP: Duration = Duration::from_secs(5);
 
 /// A container whose process runs.
 #[derive(Debug, Clone)]
@@ -34,12 +40,26 @@ pub(crate) async fn start(
     sandbox: &SandboxRecord,
     client: &Client,
     target: &Target,
+    given_up: watch::Receiver<bool>,
 ) -> Result<Started> {
     let id = &target.record.id;
     crate::nri::start_container(context, sandbox, &target.record).await;
     // Before the call: an exit is then never earlier than the start.
     let at = context.clock.now();
-    match in_runtime(client, &target.record).await {
+    let object = format!("container {id}");
+    let started = tokio::select! {
+        started = in_runtime(client, &target.record) => {
+            started.map_err(|error| monitor::refused("start", &object, error))
+        }
+        () = is_given_up(given_up) => Err(Error::new(
+            Kind::Cancelled,
+            format!(
+                "start of {object} was given up: it is to be stopped, and the runtime did not answer for {} s more",
+                GIVEN_UP.as_secs()
+            ),
+        )),
+    };
+    match started {
         Ok(restored) => {
             failpoint("container.started")?;
             if restored.is_some() {
@@ -49,12 +69,20 @@ pub(crate) async fn start(
             Ok(Started { at, restored })
         }
         Err(error) => {
-            if let Err(error) = stop::kill_cgroup(context, target).await {
-                tracing::error!(container = %id, error = error.chain(), "a container whose start failed lives on");
+            if let Err(killed) = stop::kill_cgroup(context, target).await {
+                tracing::error!(container = %id, error = killed.chain(), "a container whose start failed lives on");
             }
-            Err(monitor::refused("start", &format!("container {id}"), error))
+            Err(error)
         }
     }
+}
+
+async fn is_given_up(mut given_up: watch::Receiver<bool>) {
+    if given_up.wait_for(|given_up| *given_up).await.is_err() {
+        // Whoever could give it up is gone: then nobody does.
+        return std::future::pending().await;
+    }
+    sleep(GIVEN_UP).await;
 }
 
 async fn in_runtime(

@@ -45,7 +45,7 @@ pub(crate) struct Container {
     pub(super) kill_at: watch::Sender<Instant>,
     /// An exit that came before the answer to the start.
     pub(super) early_exit: Option<ExitFacts>,
-    /// Turns true when its creation is not to be gone on with.
+    /// Turns true when its creation, or its start, is not to be gone on with.
     pub(super) given_up: watch::Sender<bool>,
     /// Held once more by an update that is at work.
     pub(super) updating: Arc<()>,
@@ -468,6 +468,9 @@ impl Task {
                 if verb == Verb::Remove {
                     container.shorten(Duration::ZERO);
                 }
+                if container.busy == Some(Busy::Starting) {
+                    container.given_up.send_replace(true);
+                }
                 self.deferred.push(Request::Act { verb, id, grace, reply });
             }
             Admission::Join => {
@@ -493,9 +496,11 @@ impl Task {
             return container.answer(&Err(no_monitor(&sandbox)));
         };
         container.busy = Some(Busy::Starting);
+        let given_up = container.given_up.subscribe();
         let (context, sandbox, target) = (self.context.clone(), self.sandbox.clone(), container.target());
         self.begin(Whose::Container(id), async move {
-            Outcome::ContainerStarted(id, start::start(&context, &sandbox, &client, &target).await)
+            let started = start::start(&context, &sandbox, &client, &target, given_up).await;
+            Outcome::ContainerStarted(id, started)
         });
     }
 
@@ -536,7 +541,7 @@ impl Task {
             }
             // A container that is being made or started would be missed.
             None if self.unsteady() => {
-                self.give_up_creations();
+                self.give_up_beginnings();
                 self.deferred.push(Request::Stop { reply });
             }
             None => {
@@ -556,7 +561,7 @@ impl Task {
             Some(SandboxBusy::Removing) => self.removers.push(reply),
             Some(_) => self.deferred.push(Request::Remove { reply }),
             None if self.unsteady() => {
-                self.give_up_creations();
+                self.give_up_beginnings();
                 self.deferred.push(Request::Remove { reply });
             }
             None => {
@@ -566,9 +571,10 @@ impl Task {
         }
     }
 
-    /// The end of a pod waits for no container that is being made: its runtime, or a disk, may hang.
-    fn give_up_creations(&self) {
-        for container in self.containers.values().filter(|one| one.busy == Some(Busy::Creating)) {
+    /// The end of a pod waits for no container that is being made or started: its runtime, or a disk, may hang.
+    fn give_up_beginnings(&self) {
+        let begins = |one: &&Container| matches!(one.busy, Some(Busy::Creating | Busy::Starting));
+        for container in self.containers.values().filter(begins) {
             container.given_up.send_replace(true);
         }
     }

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use criox_cri::v1::{
-    ImageSpec, ListContainersRequest, ListPodSandboxRequest, Mount, PodSandboxState, StatusRequest,
+    ContainerState, ImageSpec, ListContainersRequest, ListPodSandboxRequest, Mount, PodSandboxState,
+    StatusRequest,
 };
 use testkit::harness::Test;
 use testkit::{Behaviour, Daemon, Node, Result, wait_for};
@@ -25,6 +26,9 @@ pub(crate) const TESTS: &[Test] = &[
     }),
     ("the removal of a pod ends a creation whose runtime hangs", || {
         with_stand_ins(|node, stand_ins| ended_with_its_pod(node, stand_ins, End::Removal))
+    }),
+    ("a stop or a removal ends a start whose runtime hangs, of the container and of its pod", || {
+        with_stand_ins(hanging_start)
     }),
     (
         "a disk that hangs while a container is made holds up no stop, and what comes late is undone",
@@ -121,6 +125,44 @@ fn ended_with_its_pod(node: &Node, stand_ins: &StandIns, end: End) -> Result {
         node.cri.remove_pod(&pod)?;
     }
     assert_eq!(node.daemon.leftovers(), Vec::<String>::new());
+    still_works(node)
+}
+
+/// The runtime has a minute for a start.
+fn hanging_start(node: &Node, stand_ins: &StandIns) -> Result {
+    let config = node.cri.host_network_pod("hanging-start");
+    type Ending = fn(&Node, &str, &str) -> Result<(), tonic::Status>;
+    let endings: [(&str, Ending); 4] = [
+        ("stop", |node, _, container| node.cri.stop(container, 1)),
+        ("removal", |node, _, container| node.cri.remove(container)),
+        ("stop of the pod", |node, pod, _| node.cri.stop_pod(pod)),
+        ("removal of the pod", |node, pod, _| node.cri.remove_pod(pod)),
+    ];
+    for (what, end) in endings {
+        stand_ins.runtime.set("start", Behaviour::Real)?;
+        let pod = node.cri.run_pod(&config)?;
+        let container = node.cri.container("hanging", &node.image, &["sleep", "1000"]);
+        let container = node.cri.create(&pod, &container, &config)?;
+        stand_ins.runtime.set("start", Behaviour::Hang)?;
+        let before = stand_ins.runtime.calls().len();
+        std::thread::scope(|scope| -> Result {
+            let start = scope.spawn(|| refused(node.cri.start(&container), &["given up", "to be stopped"]));
+            wait_for("the runtime to hang", Duration::from_secs(20), || {
+                Ok(stand_ins.runtime.calls()[before..].iter().any(|verb| verb == "start").then_some(()))
+            })?;
+            let begun = Instant::now();
+            end(node, &pod, &container).map_err(|status| format!("{what}: {status}"))?;
+            assert!(begun.elapsed() < Duration::from_secs(20), "{what}: {:?}", begun.elapsed());
+            start.join().expect("no panic")?;
+            Ok(())
+        })?;
+        if what == "stop" {
+            assert_eq!(node.cri.status(&container)?.state(), ContainerState::ContainerExited);
+        }
+        node.cri.remove_pod(&pod)?;
+        assert_eq!(node.daemon.leftovers(), Vec::<String>::new(), "{what}");
+    }
+    stand_ins.runtime.set("start", Behaviour::Real)?;
     still_works(node)
 }
 
