@@ -181,7 +181,7 @@ pub(crate) mod tests {
             sandbox_id: id.into(),
             network: "pods".into(),
             ifname: "eth0".into(),
-            netns: NetnsRef { path: "/run/netns/x".into(), dev: 4, ino: 5 },
+            netns: NetnsRef { path: "/run/netns/x".into(), dev: 4, ino: 5, cookie: None },
             config: r#"{"name":"pods"}"#.into(),
             args: vec![("IgnoreUnknown".into(), "1".into()), (POD_ARG.into(), id.into())],
             capability_args: Map::new(),

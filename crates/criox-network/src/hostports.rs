@@ -23,7 +23,7 @@ use tokio::process::Command;
 use tokio::sync::Mutex;
 
 use crate::NetworkError;
-use crate::record::{Attachment, HostPort, Interface, IpConfig};
+use crate::record::{AttachIntent, Attachment, HostPort, Interface, IpConfig};
 
 /// How long one run of `nft` or `iptables` may take; they wait for a lock that other programs hold.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -149,9 +149,9 @@ impl HostPorts {
     }
 
     /// Notes the ports that plugins have mapped for pods of before a restart.
-    pub(crate) async fn note<'a>(&self, attachments: impl Iterator<Item = &'a Attachment>) {
+    pub(crate) async fn claim(&self, intents: impl IntoIterator<Item = &AttachIntent>) {
         let mut state = self.state.lock().await;
-        for intent in attachments.map(|attachment| &attachment.intent) {
+        for intent in intents {
             state.take(&intent.sandbox_id, &intent.plugin_ports());
         }
     }

@@ -6,7 +6,7 @@ mod locks;
 mod readiness;
 
 use std::collections::HashSet;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -208,7 +208,12 @@ impl Network {
             sandbox_id: request.sandbox_id.clone(),
             network: conf.name.clone(),
             ifname: IFNAME.into(),
-            netns: NetnsRef { path: request.netns.clone(), dev: id.dev, ino: id.ino },
+            netns: NetnsRef {
+                path: request.netns.clone(),
+                dev: id.dev,
+                ino: id.ino,
+                cookie: netns_cookie(&request.sandbox_id, &netns)?,
+            },
             config: conf.text.clone(),
             args: cni_args(request)?,
             capability_args: capability_args(request, &conf),
@@ -365,6 +370,13 @@ impl Network {
         unmapped
     }
 
+    /// Notes whose the host ports are that plugins have mapped, from every intent that is recorded: also those of pods
+    /// that are gone and whose DEL is owed, for the plugins' rules are there until it succeeds. Call it before the first
+    /// [`Self::del`] after a restart, which frees what it gives back.
+    pub async fn claim(&self, intents: impl IntoIterator<Item = &AttachIntent>) {
+        self.shared.host_ports.claim(intents).await;
+    }
+
     /// Takes over the attachments that were recorded before a restart: their host ports are mapped again, and rules
     /// of pods that are gone disappear. Call it once, with all that live, before the first [`Self::add`].
     ///
@@ -373,7 +385,7 @@ impl Network {
     pub async fn restore(&self, attachments: &[Attachment]) -> Result<(), NetworkError> {
         self.known().extend(attachments.iter().map(|attachment| attachment.intent.sandbox_id.clone()));
         if self.shared.options.disable_hostport_mapping {
-            self.shared.host_ports.note(attachments.iter()).await;
+            self.claim(attachments.iter().map(|attachment| &attachment.intent)).await;
             return Ok(());
         }
         self.shared.host_ports.restore(attachments.iter()).await
@@ -419,11 +431,22 @@ fn netns_id(sandbox: &str, ns: &OwnedFd) -> Result<NetnsId, NetworkError> {
     identity(ns).map_err(|source| NetworkError::Netns { sandbox: sandbox.to_owned(), source })
 }
 
+fn netns_cookie(sandbox: &str, ns: &OwnedFd) -> Result<Option<u64>, NetworkError> {
+    let failed = |source| NetworkError::Netns { sandbox: sandbox.to_owned(), source };
+    netns::cookie(ns.as_fd()).map_err(failed)
+}
+
 /// Whether the recorded namespace, and no other, is at the recorded path.
 fn matches_recorded(intent: &AttachIntent) -> Result<bool, NetworkError> {
-    let ns = open_netns(&intent.sandbox_id, &intent.netns.path)?;
+    let recorded = &intent.netns;
+    let ns = open_netns(&intent.sandbox_id, &recorded.path)?;
     let id = netns_id(&intent.sandbox_id, &ns)?;
-    Ok((id.dev, id.ino) == (intent.netns.dev, intent.netns.ino))
+    if (id.dev, id.ino) != (recorded.dev, recorded.ino) {
+        return Ok(false);
+    }
+    // The number of one that has gone is soon another's.
+    let cookies = recorded.cookie.zip(netns_cookie(&intent.sandbox_id, &ns)?);
+    Ok(cookies.is_none_or(|(recorded, found)| recorded == found))
 }
 
 /// `CNI_ARGS`, with the names that Kubernetes' plugins know.

@@ -154,8 +154,12 @@ pub struct NetnsRef {
     pub path: PathBuf,
     /// Device number of its nsfs file.
     pub dev: u64,
-    /// Inode number of its nsfs file.
+    /// Inode number of its nsfs file, which the kernel uses again.
     pub ino: u64,
+    /// Its cookie, which the kernel doesn't, if there are such. An addition to version 1 that a reader may ignore: without
+    /// it the others count alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cookie: Option<u64>,
 }
 
 /// All that ADD will use and DEL will need, to be stored durably *before* ADD. Unknown fields of newer versions are
@@ -304,6 +308,13 @@ mod tests {
             serde_json::to_value(&read).unwrap(),
             serde_json::from_str::<Value>(golden).unwrap(),
             "what is written is what was read"
+        );
+        let with_cookie = golden.replace("4026532000}", "4026532000,\"cookie\":77}");
+        let read: Attachment = serde_json::from_str(&with_cookie).unwrap();
+        assert_eq!(read.intent.netns.cookie, Some(77));
+        assert_eq!(
+            serde_json::to_value(&read).unwrap(),
+            serde_json::from_str::<Value>(&with_cookie).unwrap()
         );
     }
 }

@@ -56,7 +56,7 @@ impl NetnsError {
 }
 
 /// Tells network namespaces apart: device and inode number of their nsfs file. The kernel hands a number out again
-/// after the namespace is gone, so it identifies one only together with the path under which it is pinned.
+/// after the namespace is gone, so it identifies one only together with its [`cookie`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NetnsId {
     /// `st_dev` of nsfs.
@@ -119,6 +119,41 @@ pub fn current() -> Result<OwnedFd, NetnsError> {
 pub fn identity(ns: impl AsFd) -> io::Result<NetnsId> {
     let stat = rustix::fs::fstat(ns)?;
     Ok(NetnsId { dev: stat.st_dev, ino: stat.st_ino })
+}
+
+/// The number that the kernel gives to no other network namespace until the machine is started anew (`SO_NETNS_COOKIE`);
+/// `None` from kernels before 5.14, which have none.
+///
+/// # Errors
+/// As [`within`], or the kernel's answer to socket(2) or getsockopt(2).
+pub fn cookie(ns: BorrowedFd<'_>) -> Result<Option<u64>, NetnsError> {
+    within(ns, cookie_here)?.map_err(NetnsError::io("read its cookie"))
+}
+
+fn cookie_here() -> io::Result<Option<u64>> {
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::DGRAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or(8);
+    // SAFETY: the option is eight bytes, as many as `length` says there are at `cookie`; both live through the call.
+    let got = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    match io::Error::last_os_error() {
+        _ if got == 0 => Ok(Some(cookie)),
+        error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
+        error => Err(error),
+    }
 }
 
 /// Runs `work` inside `ns` on a thread made for it, and waits for it: call it from a blocking context. Sockets that
@@ -298,6 +333,17 @@ mod tests {
         let other = fresh();
         assert_eq!(here, identity(open(Path::new("/proc/self/ns/net")).unwrap()).unwrap());
         assert_ne!(here, identity(&other).unwrap());
+    }
+
+    #[test]
+    fn a_cookie_is_never_another_namespaces() {
+        let Some(here) = cookie(current().unwrap().as_fd()).unwrap() else {
+            return eprintln!("skipped: the kernel has no cookies of network namespaces");
+        };
+        assert_eq!(cookie(current().unwrap().as_fd()).unwrap(), Some(here));
+        let seen: std::collections::HashSet<_> =
+            (0..20).map(|_| cookie(fresh().as_fd()).unwrap().unwrap()).chain([here]).collect();
+        assert_eq!(seen.len(), 21, "the numbers of those that have gone are not used again");
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl Network {
                 sandbox_id: one.container_id,
                 network: one.network_name,
                 ifname: one.if_name,
-                netns: NetnsRef { path: PathBuf::new(), dev: 0, ino: 0 },
+                netns: NetnsRef { path: PathBuf::new(), dev: 0, ino: 0, cookie: None },
                 config: String::new(),
                 host_ports: Vec::new(),
             };

@@ -119,6 +119,42 @@ fn a_port_that_a_plugin_maps_has_one_holder() {
 }
 
 #[test]
+fn a_port_whose_del_is_owed_stays_taken_after_a_restart() {
+    in_private_host("fake::a_port_whose_del_is_owed_stays_taken_after_a_restart", || async {
+        for disable_hostport_mapping in [false, true] {
+            let node = node("1.0.0", "");
+            let restarted =
+                || Network::new(NetworkOptions { disable_hostport_mapping, ..node.options() }).unwrap();
+            let intent = |network: &Network, id: &str| {
+                let mut request = node.request(id);
+                request.host_ports = vec![HostPort::from_cri(Protocol::Tcp, 80, 8080, "").unwrap().unwrap()];
+                network.prepare(&request).unwrap()
+            };
+            let network = restarted();
+            let gone = intent(&network, "gone");
+            network.add(&gone).await.unwrap();
+            node.fake("second", r#"[ $CNI_COMMAND = DEL ] && { echo '{"code":100,"msg":"busy"}'; exit 1; }"#);
+            network.del(&gone).await.unwrap_err();
+
+            // The pod is removed; only its intent is left, and no attachment is restored.
+            let network = restarted();
+            network.claim([&gone]).await;
+            network.restore(&[]).await.unwrap();
+            let next = intent(&network, "next");
+            node.calls();
+            let error = network.add(&next).await.unwrap_err();
+            assert_eq!(error.to_string(), "host port *:8080/tcp is already mapped to sandbox gone");
+            assert!(node.calls().is_empty(), "no plugin is asked");
+            network.del(&gone).await.unwrap_err();
+            assert!(matches!(network.add(&next).await, Err(NetworkError::HostPortTaken { .. })));
+            node.fake("second", &ok("1.0.0"));
+            network.del(&gone).await.unwrap();
+            network.add(&next).await.unwrap();
+        }
+    });
+}
+
+#[test]
 fn del_after_a_crash_needs_only_the_intent() {
     in_private_host("fake::del_after_a_crash_needs_only_the_intent", || async {
         let node = node("1.0.0", "");
@@ -151,7 +187,18 @@ fn del_never_runs_in_another_namespace() {
         network.del(&attachment).await.unwrap();
         assert!(node.lines().iter().all(|line| line.contains(" netns= if=")), "gone");
 
-        let _other = node.pin("a");
+        // Another namespace at the same path, and with the same number if the kernel hands it out in time.
+        for _ in 0..100 {
+            let other = node.pin("a");
+            if netns::identity(netns::open(&other).unwrap()).unwrap().ino == attachment.intent.netns.ino {
+                break;
+            }
+            node.unpin(&other);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        if !request.netns.exists() {
+            node.pin("a");
+        }
         network.del(&attachment).await.unwrap();
         let lines = node.lines();
         assert!(lines.len() == 2 && lines.iter().all(|line| line.contains(" netns= if=")), "{lines:?}");
