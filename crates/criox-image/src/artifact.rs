@@ -115,7 +115,7 @@ impl Fetch<'_> {
         };
         let options = self.options;
         let (agent, hosts) = (&options.user_agent, &options.token_hosts);
-        let registry = Registry::connect(&source.endpoint, agent, &options.timeouts, hosts)
+        let registry = Registry::connect(&source.endpoint, agent, &options.timeouts, hosts, &options.proxies)
             .await
             .map_err(failed(format!("contacting {host}")))?;
         let fetched = registry

@@ -107,9 +107,9 @@ impl PullError {
 
     pub(crate) fn from_registry(image: &str, stage: impl Into<String>, error: RegistryError) -> Self {
         let kind = match &error {
-            RegistryError::Unreachable { .. } | RegistryError::Unavailable { .. } => {
-                PullErrorKind::RegistryUnavailable
-            }
+            RegistryError::Unreachable { .. }
+            | RegistryError::Proxy { .. }
+            | RegistryError::Unavailable { .. } => PullErrorKind::RegistryUnavailable,
             RegistryError::Unauthorized { .. } => PullErrorKind::Unauthorized,
             RegistryError::NotFound { .. } => PullErrorKind::NotFound,
             RegistryError::TooLarge { .. } | RegistryError::TooShort { .. } => PullErrorKind::SizeMismatch,

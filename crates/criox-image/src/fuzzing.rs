@@ -3,7 +3,7 @@
 use crate::image_config::ConfigFile;
 use crate::manifest::{ArtifactManifest, Manifest, choose};
 use crate::platform::Platform;
-use crate::registry::challenge;
+use crate::registry::{challenge, proxy};
 
 /// A manifest or an index, with the `Content-Type` that came with it; of an index, the choice as well. The same bytes as
 /// an artifact's.
@@ -26,4 +26,11 @@ pub fn configuration(body: &[u8]) {
 /// The value of a `WWW-Authenticate` header; the number of challenges in it.
 pub fn challenges(value: &str) -> usize {
     challenge::parse(value).len()
+}
+
+/// What a proxy says to CONNECT, and where its head ends.
+pub fn proxy_answer(bytes: &[u8]) {
+    if let Ok(Some((_, end))) = proxy::status(bytes) {
+        assert!(end <= bytes.len());
+    }
 }

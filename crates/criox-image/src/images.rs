@@ -14,7 +14,7 @@ use crate::info::ImageInfo;
 use crate::platform::Platform;
 use crate::pull::{Layers, PullProgress, PullRequest, PulledImage, Pulls, local_names, pull};
 use crate::reference::is_lower_hex;
-use crate::registry::Timeouts;
+use crate::registry::{Proxies, Timeouts};
 
 /// What the configuration says about images. [`Images::reload`] exchanges it as a whole.
 #[derive(Debug, Clone)]
@@ -41,6 +41,8 @@ pub struct ImageOptions {
     pub platform: Platform,
     /// How long registries may take.
     pub timeouts: Timeouts,
+    /// What stands between this node and registries.
+    pub proxies: Proxies,
     /// Layers that are fetched and unpacked at the same time, over all pulls. Fixed at start.
     pub parallel_layers: usize,
     /// Bounds on a layer's content. Fixed at start.
@@ -63,6 +65,7 @@ impl Default for ImageOptions {
             pinned: Vec::new(),
             platform: Platform::host(),
             timeouts: Timeouts::default(),
+            proxies: Proxies::default(),
             parallel_layers: 6,
             limits: UnpackLimits::default(),
             user_agent: concat!("criox/", env!("CARGO_PKG_VERSION")).to_owned(),

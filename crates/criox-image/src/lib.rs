@@ -32,4 +32,4 @@ pub use manifest::ManifestError;
 pub use platform::Platform;
 pub use pull::{Auth, PullProgress, PullRequest, PulledImage};
 pub use reference::{ImageName, InvalidReference, Reference};
-pub use registry::{RegistryError, Timeouts};
+pub use registry::{Proxies, RegistryError, Timeouts};

@@ -112,6 +112,7 @@ impl Pull<'_> {
             &self.options.user_agent,
             &self.options.timeouts,
             &self.options.token_hosts,
+            &self.options.proxies,
         )
         .await
         .map_err(|e| PullError::from_registry(&name, format!("contacting {}", source.endpoint.host), e))?;

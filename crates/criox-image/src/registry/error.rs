@@ -19,6 +19,16 @@ pub enum RegistryError {
         /// Why.
         source: Source,
     },
+    /// The proxy between here and the registry was of no use.
+    #[error("{url} can't be reached through the proxy {proxy}: {why}")]
+    Proxy {
+        /// The address.
+        url: String,
+        /// The proxy's, without user and password.
+        proxy: String,
+        /// What failed and what to do.
+        why: String,
+    },
     /// The registry answered that it can't serve now, also after retries.
     #[error("{url} answered {status}{message}; try again later")]
     Unavailable {

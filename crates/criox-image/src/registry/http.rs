@@ -9,18 +9,18 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, LOCATION, RETRY_AFTER, USER_AGENT};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, LOCATION, PROXY_AUTHORIZATION, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::{sleep, timeout};
 
 use super::error::{RegistryError, shown};
+use super::proxy::{Connector, NEEDS_USER, Proxies, ProxyError};
 
 const REDIRECTS_MAX: usize = 10;
 const HEADERS_MAX: usize = 128;
@@ -82,18 +82,20 @@ pub(crate) struct Answer {
 }
 
 pub(crate) struct Http {
-    client: Client<HttpsConnector<HttpConnector<PublicResolver>>, Full<Bytes>>,
+    client: Client<HttpsConnector<Connector>, Full<Bytes>>,
+    proxies: Proxies,
     user_agent: HeaderValue,
     timeouts: Timeouts,
 }
 
 impl Http {
-    pub(crate) fn new(tls: rustls::ClientConfig, user_agent: &str, timeouts: &Timeouts) -> Self {
-        let mut tcp = HttpConnector::new_with_resolver(PublicResolver(GaiResolver::new()));
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(timeouts.connect));
-        tcp.set_keepalive(Some(Duration::from_secs(30)));
+    pub(crate) fn new(
+        tls: rustls::ClientConfig,
+        user_agent: &str,
+        timeouts: &Timeouts,
+        proxies: &Proxies,
+    ) -> Self {
+        let tcp = Connector::new(proxies.clone(), timeouts.connect);
         let connector = hyper_rustls::HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()
@@ -108,7 +110,7 @@ impl Http {
             .http1_max_headers(HEADERS_MAX)
             .build(connector);
         let user_agent = HeaderValue::from_str(user_agent).unwrap_or(HeaderValue::from_static("criox"));
-        Self { client, user_agent, timeouts: timeouts.clone() }
+        Self { client, proxies: proxies.clone(), user_agent, timeouts: timeouts.clone() }
     }
 
     pub(crate) fn timeouts(&self) -> &Timeouts {
@@ -147,7 +149,8 @@ impl Http {
             let (parts, body) = response.into_parts();
             let redirect = matches!(parts.status.as_u16(), 301 | 302 | 303 | 307 | 308);
             if !redirect || ask.method != Method::GET {
-                return Ok(Answer { status: parts.status, headers: parts.headers, body, url: shown(&uri) });
+                let url = self.shown(&uri);
+                return Ok(Answer { status: parts.status, headers: parts.headers, body, url });
             }
             let next = redirect_target(&uri, parts.headers.get(LOCATION))?;
             if !same_origin(&uri, &next) {
@@ -177,12 +180,42 @@ impl Http {
         if let Some(value) = authorization {
             headers.insert(AUTHORIZATION, value.clone());
         }
+        let in_place = self.proxies.asked_in_place_of(uri);
+        if let Some(value) = in_place.and_then(|proxy| proxy.authorization()) {
+            headers.insert(PROXY_AUTHORIZATION, value.clone());
+        }
         match timeout(self.timeouts.headers, self.client.request(request)).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(e)) => Err(RegistryError::Unreachable { url: shown(uri), source: Box::new(e) }),
+            Ok(Ok(response)) => match in_place {
+                Some(proxy) if response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+                    let (proxy, why) = (proxy.to_string(), NEEDS_USER.to_owned());
+                    Err(RegistryError::Proxy { url: shown(uri), proxy, why })
+                }
+                _ => Ok(response),
+            },
+            Ok(Err(e)) => Err(self.unreachable(uri, e)),
             Err(_) => {
-                Err(RegistryError::Stalled { url: shown(uri), what: "answer", after: self.timeouts.headers })
+                let url = self.shown(uri);
+                Err(RegistryError::Stalled { url, what: "answer", after: self.timeouts.headers })
             }
+        }
+    }
+
+    fn unreachable(&self, uri: &Uri, error: hyper_util::client::legacy::Error) -> RegistryError {
+        let mut cause: Option<&(dyn StdError + 'static)> = Some(&error);
+        while let Some(one) = cause {
+            if let Some(ProxyError { proxy, why }) = one.downcast_ref() {
+                return RegistryError::Proxy { url: shown(uri), proxy: proxy.clone(), why: why.clone() };
+            }
+            cause = one.source();
+        }
+        RegistryError::Unreachable { url: self.shown(uri), source: Box::new(error) }
+    }
+
+    /// An address as it may stand in logs, with the proxy that leads there: it, too, may be what fails.
+    fn shown(&self, uri: &Uri) -> String {
+        match self.proxies.of(uri) {
+            Some(proxy) => format!("{} (through the proxy {proxy})", shown(uri)),
+            None => shown(uri),
         }
     }
 
@@ -349,7 +382,13 @@ fn is_link_local(address: IpAddr) -> bool {
 /// The system's resolver without link-local answers: a name in a redirect or a token address must not lead to the
 /// metadata service of the cloud. An address that the configuration names literally is never resolved.
 #[derive(Clone)]
-struct PublicResolver(GaiResolver);
+pub(super) struct PublicResolver(GaiResolver);
+
+impl Default for PublicResolver {
+    fn default() -> Self {
+        Self(GaiResolver::new())
+    }
+}
 
 impl tower::Service<Name> for PublicResolver {
     type Response = std::vec::IntoIter<SocketAddr>;

@@ -8,6 +8,7 @@ mod error;
 #[cfg(test)]
 pub(crate) mod fake;
 mod http;
+pub(crate) mod proxy;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -22,6 +23,7 @@ use tokio::sync::Mutex;
 pub(crate) use blob::BlobReader;
 pub use error::RegistryError;
 pub use http::Timeouts;
+pub use proxy::Proxies;
 
 use crate::manifest::{ACCEPTED, MANIFEST_MAX};
 use auth::Authenticator;
@@ -67,13 +69,14 @@ impl Registry {
         user_agent: &str,
         timeouts: &Timeouts,
         token_hosts: &[String],
+        proxies: &Proxies,
     ) -> Result<Self, RegistryError> {
         let (host, certificates, insecure) =
             (endpoint.host.clone(), endpoint.certificates.clone(), endpoint.insecure);
         let tls = tokio::task::spawn_blocking(move || tls::client_config(&host, &certificates, insecure))
             .await
             .map_err(|e| RegistryError::Tls { host: endpoint.host.clone(), why: e.to_string() })??;
-        let http = Http::new(tls, user_agent, timeouts);
+        let http = Http::new(tls, user_agent, timeouts, proxies);
         let physical = if endpoint.host == "docker.io" { DOCKER_HUB } else { &endpoint.host };
         let mut failed = None;
         for scheme in ["https", "http"] {

@@ -14,14 +14,14 @@ const BODY: &[u8] = b"{\"schemaVersion\":2}";
 
 fn timeouts() -> Timeouts {
     Timeouts {
-        connect: Duration::from_secs(2),
+        connect: Duration::from_secs(1),
         headers: Duration::from_secs(2),
         no_progress: Duration::from_millis(300),
         retry: Duration::from_millis(10),
     }
 }
 
-fn credentials() -> Credentials {
+pub(super) fn credentials() -> Credentials {
     Credentials { username: "user".into(), password: "secret".into(), ..Default::default() }
 }
 
@@ -30,29 +30,38 @@ async fn connect(
     credentials: Option<Credentials>,
     insecure: bool,
 ) -> Result<Arc<Registry>, RegistryError> {
+    connect_through(&Proxies::default(), host, credentials, insecure).await
+}
+
+pub(super) async fn connect_through(
+    proxies: &Proxies,
+    host: &str,
+    credentials: Option<Credentials>,
+    insecure: bool,
+) -> Result<Arc<Registry>, RegistryError> {
     let certificates = HostCerts::default();
     let endpoint =
         Endpoint { host: host.to_owned(), repository: "a/b".into(), insecure, certificates, credentials };
-    Registry::connect(&endpoint, "criox-test", &timeouts(), &[]).await.map(Arc::new)
+    Registry::connect(&endpoint, "criox-test", &timeouts(), &[], proxies).await.map(Arc::new)
 }
 
 async fn to(fake: &FakeRegistry) -> Arc<Registry> {
     connect(&fake.host(), None, true).await.unwrap()
 }
 
-fn manifest() -> Reply {
+pub(super) fn manifest() -> Reply {
     Reply::new(200, BODY).header("content-type", format!("{OCI_MANIFEST}; charset=utf-8"))
 }
 
 /// A server that pings well and answers everything else with `reply`.
-async fn serving(reply: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static) -> FakeRegistry {
+pub(super) async fn serving(reply: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static) -> FakeRegistry {
     FakeRegistry::start(
         move |seen, before| if seen.target == "/v2/" { Reply::new(200, "{}") } else { reply(seen, before) },
     )
     .await
 }
 
-async fn read_blob(registry: &Arc<Registry>, content: &[u8]) -> Result<Vec<u8>, RegistryError> {
+pub(super) async fn read_blob(registry: &Arc<Registry>, content: &[u8]) -> Result<Vec<u8>, RegistryError> {
     let mut reader =
         BlobReader::open(registry.clone(), &Digest::sha256(content), content.len() as u64).await?;
     let mut out = Vec::new();
@@ -62,7 +71,7 @@ async fn read_blob(registry: &Arc<Registry>, content: &[u8]) -> Result<Vec<u8>, 
     Ok(out)
 }
 
-fn content(length: u32) -> Vec<u8> {
+pub(super) fn content(length: u32) -> Vec<u8> {
     (0..length).map(|i| (i % 251) as u8).collect()
 }
 
