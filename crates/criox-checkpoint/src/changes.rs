@@ -32,8 +32,16 @@ use crate::restore::MAX_PATHS;
 use crate::space::Watch;
 use crate::tar_writer::TarWriter;
 
-/// Most extents of a sparse file; what follows is written as one.
-const MAX_EXTENTS: usize = 100_000;
+/// Most extents of a sparse file; what follows is written as one. Their map, of two numbers each, has to stay below the
+/// mebibyte that readers of ours take, whatever the numbers.
+pub(crate) const MAX_EXTENTS: usize = 24_000;
+/// Most members, as a reader of ours takes them ([`criox_store::UnpackLimits`]).
+const MAX_ENTRIES: u64 = if cfg!(test) { 500 } else { 2_000_000 };
+/// Bytes of the names that are kept in memory: those of directories that are being looked at, and the first ones of files
+/// with several. A container may make as many as its quota lets it.
+const MAX_NAMES: usize = if cfg!(test) { 64 << 10 } else { 128 << 20 };
+/// What a name costs beside its bytes, about.
+const NAME_COST: usize = 64;
 /// Overlay's marks of a directory that hides what is below it, and of one that shows what is below another.
 const OPAQUE: &str = "trusted.overlay.opaque";
 const REDIRECT: &str = "trusted.overlay.redirect";
@@ -113,8 +121,9 @@ struct Level {
     path: PathBuf,
     /// It hides what is below: all that the merged root has there is told.
     whole: bool,
-    /// What is still to be told of it.
+    /// What is still to be told of it, and what the names cost.
     names: std::collections::btree_set::IntoIter<OsString>,
+    cost: usize,
     /// The merged directory. Closed while one inside it is looked at, for paths can be very deep.
     merged: Option<OwnedFd>,
 }
@@ -132,6 +141,8 @@ struct Walk<'a> {
     links: HashMap<(u64, u64), Vec<u8>>,
     deleted: Vec<PathBuf>,
     entries: u64,
+    /// Of [`MAX_NAMES`].
+    held: usize,
 }
 
 impl<'a> Walk<'a> {
@@ -154,6 +165,7 @@ impl<'a> Walk<'a> {
             links: HashMap::new(),
             deleted: Vec::new(),
             entries: 0,
+            held: 0,
         })
     }
 
@@ -163,6 +175,7 @@ impl<'a> Walk<'a> {
         let mut levels = vec![self.level(PathBuf::new(), false)?];
         while let Some(level) = levels.last_mut() {
             let Some(name) = level.names.next() else {
+                self.held = self.held.saturating_sub(level.cost);
                 levels.pop();
                 continue;
             };
@@ -183,15 +196,34 @@ impl<'a> Walk<'a> {
     fn level(&mut self, path: PathBuf, whole: bool) -> Result<Level, Error> {
         self.cancel.check("look for changes of a root file system")?;
         let merged = self.open(&self.merged, &path)?;
-        let listed = |dir: BorrowedFd<'_>| list(dir).map_err(|e| self.failed("list", &path, e));
+        let before = self.held;
         let names = match whole {
-            true => listed(merged.as_fd())?,
-            false => listed(self.open(&self.upper, &path)?.as_fd())?,
+            true => self.list(merged.as_fd(), &path)?,
+            false => {
+                let upper = self.open(&self.upper, &path)?;
+                self.list(upper.as_fd(), &path)?
+            }
         };
+        let cost = self.held - before;
         if whole {
             self.hidden(&path, &names)?;
         }
-        Ok(Level { path, whole, names: names.into_iter(), merged: Some(merged) })
+        Ok(Level { path, whole, names: names.into_iter(), cost, merged: Some(merged) })
+    }
+
+    /// The names in a directory, which count as held.
+    fn list(&mut self, dir: BorrowedFd<'_>, path: &Path) -> Result<BTreeSet<OsString>, Error> {
+        let mut names = BTreeSet::new();
+        let failed = |e| PathError::new("list", self.roots.merged.join(path), e);
+        for entry in Dir::read_from(dir).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_bytes();
+            if !matches!(name, b"." | b"..") {
+                hold(&mut self.held, name, path)?;
+                names.insert(OsString::from_vec(name.to_vec()));
+            }
+        }
+        Ok(names)
     }
 
     fn open(&self, root: &Root, path: &Path) -> Result<OwnedFd, Error> {
@@ -200,12 +232,13 @@ impl<'a> Walk<'a> {
 
     /// What the lower directories show at `path` and the merged one doesn't, is deleted.
     fn hidden(&mut self, path: &Path, there: &BTreeSet<OsString>) -> Result<(), Error> {
+        let before = self.held;
         let (mut known, mut gone) = (there.clone(), Vec::new());
-        for lower in &self.lowers {
+        for at in 0..self.lowers.len() {
             // A layer without the directory hides nothing. (With something else there it does, but what it hides is
             // deleted then in any case: to delete what isn't there does no harm.)
-            let Ok(dir) = beneath(lower, path) else { continue };
-            for name in list(dir.as_fd()).map_err(|e| self.failed("list", path, e))? {
+            let Ok(dir) = beneath(&self.lowers[at], path) else { continue };
+            for name in self.list(dir.as_fd(), path)? {
                 let stat = rustix::fs::statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW)
                     .map_err(|e| self.failed("look at", path, e))?;
                 let is_whiteout =
@@ -218,6 +251,7 @@ impl<'a> Walk<'a> {
                 break;
             }
         }
+        self.held = before;
         for name in gone {
             self.delete(path.join(name))?;
         }
@@ -258,6 +292,9 @@ impl<'a> Walk<'a> {
         let mut entry = self.describe(&path, &stat, kind, node.as_fd())?;
         let content =
             if kind == Kind::Regular { self.content(&mut entry, &stat, merged, name)? } else { None };
+        if self.entries >= MAX_ENTRIES {
+            return Err(Error::refused(names::ROOT_DIFF, format!("more than {MAX_ENTRIES} changed files")));
+        }
         self.space.count(entry.stored)?;
         let shown = self.roots.merged.join(&path);
         self.tar.member(&entry, content.as_ref().map(|file| (file, shown.as_path())))?;
@@ -296,6 +333,7 @@ impl<'a> Walk<'a> {
                 entry.xattrs.clear();
                 return Ok(None);
             }
+            hold(&mut self.held, &entry.name, Path::new(OsStr::from_bytes(&entry.name)))?;
             self.links.insert((stat.st_dev, stat.st_ino), entry.name.clone());
         }
         let file = open_regular(dir, name).map_err(|e| PathError::new("open", shown(), e))?;
@@ -335,7 +373,8 @@ impl<'a> Walk<'a> {
         for attribute in known.into_iter().filter(|name| owners::is_kept(name.as_bytes())) {
             if let Some(value) = xattr::get(node, &attribute).map_err(failed)? {
                 let attribute = attribute.into_vec();
-                let value = owners::attribute_to_inside(&attribute, &value, users, groups).into_owned();
+                let value =
+                    owners::attribute(owners::To::Inside, &attribute, &value, users, groups).into_owned();
                 xattrs.push((attribute, value));
             }
         }
@@ -391,16 +430,14 @@ fn beneath(root: &Root, path: &Path) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat2(root.as_fd(), path, flags, Mode::empty(), how)
 }
 
-fn list(dir: BorrowedFd<'_>) -> rustix::io::Result<BTreeSet<OsString>> {
-    let mut names = BTreeSet::new();
-    for entry in Dir::read_from(dir)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if !matches!(name, b"." | b"..") {
-            names.insert(OsString::from_vec(name.to_vec()));
-        }
+/// Counts a name that is kept.
+fn hold(held: &mut usize, name: &[u8], at: &Path) -> Result<(), Error> {
+    *held = held.saturating_add(name.len() + NAME_COST);
+    if *held > MAX_NAMES {
+        let why = format!("more than {MAX_NAMES} bytes of names would have to be kept, at {}", at.display());
+        return Err(Error::refused(names::ROOT_DIFF, why));
     }
-    Ok(names)
+    Ok(())
 }
 
 /// The path of a mount's destination without links in it, relative to the root; as it is if nothing is there.
@@ -440,4 +477,82 @@ fn extents(file: &File, size: u64) -> rustix::io::Result<Vec<Extent>> {
     }
     rustix::fs::seek(file, SeekFrom::Start(0))?;
     Ok(extents)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    use super::*;
+
+    /// What a container made in an empty image, without an overlay: all of it is told.
+    fn capture(made: impl Fn(&Path)) -> Result<Changes, String> {
+        let (root, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        made(root.path());
+        let changes = RootChanges {
+            upper: root.path(),
+            lowers: &[],
+            merged: root.path(),
+            users: &[],
+            groups: &[],
+            skip: &[],
+            reserve: 0,
+        };
+        changes.write(dir.path(), &Cancel::new()).map_err(|error| error.to_string())
+    }
+
+    fn touch(path: &Path) {
+        drop(std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).unwrap());
+    }
+
+    /// As many files as cost all that may be kept, a few more than half of it in one directory.
+    fn fill(root: &Path, dirs: usize) {
+        for dir in 0..dirs {
+            let dir = root.join(format!("d{dir}"));
+            std::fs::create_dir(&dir).unwrap();
+            for file in 0..120 {
+                touch(&dir.join(format!("{file}{}", "x".repeat(220))));
+            }
+        }
+    }
+
+    #[test]
+    fn names_count_as_long_as_they_are_kept() {
+        // One after the other is no trouble, however many there are.
+        let changes = capture(|root| fill(root, 4)).unwrap();
+        assert_eq!(changes.entries, 4 * 121);
+        let deep = |root: &Path| {
+            fill(root, 1);
+            let inner = root.join("d0/a");
+            std::fs::create_dir(&inner).unwrap();
+            fill(&inner, 1);
+        };
+        assert!(capture(deep).unwrap_err().contains("bytes of names"));
+    }
+
+    #[test]
+    fn names_of_files_with_several_are_kept_to_the_end() {
+        let linked = |root: &Path| {
+            for dir in 0..3 {
+                let dir = root.join(format!("d{dir}"));
+                std::fs::create_dir(&dir).unwrap();
+                for file in 0..70 {
+                    let name = format!("{file}{}", "x".repeat(200));
+                    touch(&dir.join(&name));
+                    std::fs::hard_link(dir.join(&name), dir.join(format!("l{file}"))).unwrap();
+                }
+            }
+        };
+        assert!(capture(linked).unwrap_err().contains("bytes of names"));
+    }
+
+    #[test]
+    fn more_than_a_reader_takes_is_not_written() {
+        let error = capture(|root| {
+            for file in 0..=MAX_ENTRIES {
+                touch(&root.join(file.to_string()));
+            }
+        });
+        assert!(error.unwrap_err().contains("more than 500 changed files"));
+    }
 }

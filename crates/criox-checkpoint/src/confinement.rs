@@ -7,14 +7,11 @@ use std::path::Path;
 use criox_sys::inroot::Root;
 
 use crate::changes::real_path;
-use crate::criu::{Filters, Mount, Processes, Seccomp};
+use crate::criu::{CGROUP_MOUNTS, Filters, Mount, Processes, Seccomp};
 use crate::error::Error;
 
-/// Below these, mounts come and go with the runtime and the kernel: one for each controller, a console.
-const RUNTIMES: [&str; 2] = ["/sys/fs/cgroup/", "/dev/console"];
-
-/// On a cgroup v1 node crun makes this a tmpfs that can be written to, and mounts the hierarchies read-only in it.
-const CGROUPS: &str = "/sys/fs/cgroup";
+/// Runtimes mount this by themselves, if the container has a terminal.
+const CONSOLE: &str = "/dev/console";
 
 /// What a container may see, as its live specification has it.
 #[derive(Debug, Clone, Default)]
@@ -42,11 +39,28 @@ impl Confinement<'_> {
     }
 
     fn check_where(&self, mounts: &[Mount], on_node: impl Fn(&str) -> bool) -> Result<(), Error> {
-        let refused = |place: &str, why: &str| Err(Error::refused(format!("mount at {place}"), why));
         let destinations = self.destinations()?;
+        if mounts.is_empty() {
+            return self.check_covered(mounts, on_node);
+        }
+        // Each mount namespace by itself: a mask in one is none in another.
+        for mounts in mounts.chunk_by(|one, next| one.namespace == next.namespace) {
+            self.check_asked(mounts, &destinations)?;
+            self.check_covered(mounts, &on_node)?;
+        }
+        Ok(())
+    }
+
+    /// No mount is more than is asked for.
+    fn check_asked(&self, mounts: &[Mount], destinations: &[(String, bool)]) -> Result<(), Error> {
+        let read_only =
+            |place: &str| destinations.iter().any(|(point, read_only)| point == place && *read_only);
         for mount in mounts {
             let point = mount.point.as_str();
-            let of_runtime = RUNTIMES.iter().any(|place| point.starts_with(place));
+            // On a v1 node crun makes the directory of the hierarchies a tmpfs that can be written to.
+            let in_cgroups = Path::new(point).starts_with(CGROUP_MOUNTS);
+            let cgroups_dir = point == CGROUP_MOUNTS && !mount.of_kernel && mount.external.is_none();
+            let of_runtime = point == CONSOLE || in_cgroups;
             let named = self.masked.contains(&point) || self.read_only.contains(&point);
             let asked = destinations.iter().any(|(destination, _)| destination == point);
             // What the runtime hands in along with a volume: mounts inside it.
@@ -61,27 +75,56 @@ impl Confinement<'_> {
             if point != "/" && !of_runtime && !named && !asked && !inside {
                 return refused(point, "the request has none there");
             }
-        }
-        let at = |place: &str| mounts.iter().filter(|mount| mount.point == place).collect::<Vec<_>>();
-        for (destination, read_only) in &destinations {
-            if *read_only && destination != CGROUPS && at(destination).iter().any(|mount| !mount.read_only) {
-                return refused(destination, "the request has it read-only, and the checkpoint has not");
+            let must_be = read_only(point) || (in_cgroups && read_only(CGROUP_MOUNTS));
+            if must_be && !mount.read_only && !cgroups_dir {
+                return refused(point, "the request has it read-only, and the checkpoint has not");
             }
         }
+        Ok(())
+    }
+
+    /// What is masked or read-only of proc and sysfs is covered by a mount that does it.
+    fn check_covered(&self, mounts: &[Mount], on_node: impl Fn(&str) -> bool) -> Result<(), Error> {
         let in_kernel =
             |path: &&&str| (path.starts_with("/proc/") || path.starts_with("/sys/")) && on_node(path);
         for masked in self.masked.iter().filter(in_kernel) {
-            if at(masked).is_empty() {
+            let top = uppermost(mounts, masked)?;
+            // A bind of proc over itself covers nothing.
+            if top.is_none_or(|top| top.point != **masked || top.of_kernel) {
                 return refused(masked, "the request masks this path, and the checkpoint shows it");
             }
         }
         for path in self.read_only.iter().filter(in_kernel) {
-            if !at(path).iter().any(|mount| mount.read_only) {
+            if uppermost(mounts, path)?.is_none_or(|top| top.point != **path || !top.read_only) {
                 return refused(path, "the request has this path read-only, and the checkpoint has not");
             }
         }
         Ok(())
     }
+}
+
+fn refused<T>(place: &str, why: &str) -> Result<T, Error> {
+    Err(Error::refused(format!("mount at {place}"), why))
+}
+
+/// The mount that is seen at a place of one namespace: from the root each lies on the one before. One that is at the place
+/// or above it and is not met on the way could come to lie over the others, so there may be none.
+fn uppermost<'a>(mounts: &'a [Mount], place: &str) -> Result<Option<&'a Mount>, Error> {
+    let mut above: Vec<&Mount> =
+        mounts.iter().filter(|mount| Path::new(place).starts_with(&mount.point)).collect();
+    let Some(root) = above.iter().position(|mount| mount.point == "/") else { return Ok(None) };
+    let mut top = above.swap_remove(root);
+    while !above.is_empty() {
+        let upon = |mount: &Mount| mount.parent == top.id && mount.point.len() >= top.point.len();
+        let nearest = above.iter().filter(|mount| upon(mount)).map(|mount| mount.point.len()).min();
+        let mut next =
+            above.iter().enumerate().filter(|(_, mount)| upon(mount) && Some(mount.point.len()) == nearest);
+        let (Some((at, _)), None) = (next.next(), next.next()) else {
+            return refused(place, "mounts of the checkpoint lie over each other there");
+        };
+        top = above.swap_remove(at);
+    }
+    Ok(Some(top))
 }
 
 impl Confinement<'_> {
@@ -153,6 +196,18 @@ mod tests {
         }
     }
 
+    /// One more, upon another that is there.
+    fn laid(mounts: &[Mount], id: u32, upon: &str, point: &str) -> Mount {
+        let upon = mounts.iter().rfind(|mount| mount.point == upon).unwrap();
+        Mount {
+            namespace: upon.namespace.clone(),
+            id,
+            parent: upon.id,
+            point: point.into(),
+            ..Mount::default()
+        }
+    }
+
     fn on_node(path: &str) -> bool {
         path != "/proc/scsi"
     }
@@ -193,7 +248,8 @@ mod tests {
         let mounts = crate::criu::mounts(&images()).unwrap();
         let with = |point: &str, external: Option<&str>| {
             let external = external.map(str::to_owned);
-            [&mounts[..], &[Mount { point: point.into(), external, read_only: false }]].concat()
+            let mount = Mount { external, ..laid(&mounts, 500, "/", point) };
+            [&mounts[..], &[mount]].concat()
         };
         let mut asked = asked();
         asked.mounts.push(("/data", false));
@@ -216,12 +272,89 @@ mod tests {
         std::os::unix::fs::symlink("/run", root.path().join("var/run")).unwrap();
         let mut mounts = crate::criu::mounts(&images()).unwrap();
         let external = Some("/var/run/secrets".to_owned());
-        mounts.push(Mount { point: "/run/secrets".into(), external, read_only: true });
+        mounts.push(Mount { external, read_only: true, ..laid(&mounts, 500, "/", "/run/secrets") });
         let mut asked = asked();
         asked.mounts.push(("/var/run/secrets", true));
         check_refused(&asked, &mounts, "/run/secrets");
         asked.root = Some(root.path());
         asked.check_where(&mounts, on_node).unwrap();
+    }
+
+    #[test]
+    fn a_mount_over_the_masks_is_refused() {
+        let mounts = crate::criu::mounts(&images()).unwrap();
+        let with = |more: Mount| [&mounts[..], &[more]].concat();
+        let proc = Mount { of_kernel: true, ..laid(&mounts, 500, "/proc", "/proc") };
+        check_refused(&asked(), &with(proc.clone()), "/proc/acpi");
+        // The same two, told the other way round.
+        let mut below = with(Mount { parent: proc.parent, ..proc.clone() });
+        let under = proc.parent;
+        below.iter_mut().filter(|mount| mount.id == under).for_each(|mount| mount.parent = 500);
+        check_refused(&asked(), &below, "/proc/acpi");
+        // Both upon the root: nobody says which comes first.
+        let root = laid(&mounts, 500, "/", "/proc");
+        check_refused(&asked(), &with(Mount { of_kernel: true, ..root }), "/proc/acpi");
+        let sys = laid(&mounts, 500, "/proc/sys", "/proc/sys");
+        check_refused(&asked(), &with(Mount { of_kernel: true, ..sys.clone() }), "/proc/sys");
+        asked().check_where(&with(Mount { of_kernel: true, read_only: true, ..sys }), on_node).unwrap();
+        // A mask that lies upon the root, and so below the mount of proc.
+        let mut hidden = mounts.clone();
+        let root = hidden.iter().find(|mount| mount.point == "/").unwrap().id;
+        hidden.iter_mut().filter(|mount| mount.point == "/proc/keys").for_each(|mount| mount.parent = root);
+        check_refused(&asked(), &hidden, "/proc/keys");
+    }
+
+    #[test]
+    fn a_mask_that_shows_what_it_should_cover_is_refused() {
+        let mut mounts = crate::criu::mounts(&images()).unwrap();
+        for mount in mounts.iter_mut().filter(|mount| mount.point == "/proc/keys") {
+            (mount.external, mount.of_kernel) = (None, true);
+        }
+        check_refused(&asked(), &mounts, "/proc/keys");
+        // runc masks directories with a tmpfs of the container's own.
+        mounts
+            .iter_mut()
+            .filter(|mount| mount.point == "/proc/keys")
+            .for_each(|mount| mount.of_kernel = false);
+        asked().check_where(&mounts, on_node).unwrap();
+    }
+
+    #[test]
+    fn each_mount_namespace_has_all_the_masks() {
+        let mounts = crate::criu::mounts(&images()).unwrap();
+        let second = |mount: &Mount| Mount { namespace: "mountpoints-14.img".into(), ..mount.clone() };
+        let all: Vec<Mount> = mounts.iter().map(second).collect();
+        asked().check_where(&[&mounts[..], &all].concat(), on_node).unwrap();
+        let bare: Vec<Mount> = all.iter().filter(|mount| mount.point != "/proc/keys").cloned().collect();
+        check_refused(&asked(), &[&mounts[..], &bare].concat(), "/proc/keys");
+        check_refused(&asked(), &[], "/proc/acpi");
+    }
+
+    #[test]
+    fn cgroups_that_are_asked_for_read_only_are_read_only() {
+        let mounts = crate::criu::mounts(&images()).unwrap();
+        let change = |point: &str, of_kernel: bool| {
+            let mut mounts = mounts.clone();
+            for mount in mounts.iter_mut().filter(|mount| mount.point == point) {
+                (mount.read_only, mount.of_kernel) = (false, of_kernel);
+            }
+            mounts
+        };
+        // The tmpfs of a v1 node can be written to, the one hierarchy of a v2 node not, nor any of v1.
+        asked().check_where(&change("/sys/fs/cgroup", false), on_node).unwrap();
+        check_refused(&asked(), &change("/sys/fs/cgroup", true), "/sys/fs/cgroup");
+        check_refused(&asked(), &change("/sys/fs/cgroup/memory", false), "/sys/fs/cgroup/memory");
+        let mut privileged = asked();
+        privileged.mounts.iter_mut().for_each(|mount| mount.1 = false);
+        privileged.check_where(&change("/sys/fs/cgroup", true), on_node).unwrap();
+    }
+
+    #[test]
+    fn what_only_begins_as_a_place_of_the_runtimes_is_refused() {
+        let mounts = crate::criu::mounts(&images()).unwrap();
+        for point in ["/dev/console-x", "/dev/console/x", "/sys/fs/cgroups"] {
+            check_refused(&asked(), &[&mounts[..], &[laid(&mounts, 500, "/dev", point)]].concat(), point);
+        }
     }
 
     #[test]

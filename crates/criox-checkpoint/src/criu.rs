@@ -19,6 +19,7 @@ use crate::bpf;
 use crate::error::Error;
 
 mod host;
+mod sockets;
 
 pub use host::Mount;
 
@@ -37,6 +38,9 @@ const MAX_CORE: u64 = 1 << 20;
 const MAX_IMAGE: u64 = 32 << 20;
 /// Most threads of all processes together.
 const MAX_THREADS: usize = 65_536;
+
+/// Where a container has its cgroups.
+pub(crate) const CGROUP_MOUNTS: &str = "/sys/fs/cgroup";
 
 /// The states in which a process runs no more (`criu/include/pstree.h`).
 const TASK_DEAD: u32 = 2;
@@ -62,6 +66,10 @@ struct TaskCoreEntry {
 
 #[derive(Clone, PartialEq, Message)]
 struct ThreadCoreEntry {
+    #[prost(sint32, optional, tag = "3")]
+    nice: Option<i32>,
+    #[prost(uint32, optional, tag = "4")]
+    policy: Option<u32>,
     #[prost(message, optional, tag = "10")]
     creds: Option<CredsEntry>,
     #[prost(uint32, optional, tag = "11")]
@@ -249,8 +257,10 @@ impl Processes {
     /// Reads the images in `dir`.
     ///
     /// # Errors
-    /// [`Error::Refused`] for what is malformed, contradicts itself or doesn't state a thread's credentials; and for
-    /// images by which CRIU would touch more than the container (as [`mounts`], and names in cgroups that lead out).
+    /// [`Error::Refused`] for what is malformed, contradicts itself or doesn't state a thread's credentials; for images
+    /// by which CRIU would touch more than the container (as [`mounts`], and names in cgroups that lead out); and for
+    /// what a process would have without the capability for it: a place before others on the processors, packets as
+    /// they are.
     pub fn read(dir: &Path) -> Result<Self, Error> {
         let root = Root::open(dir)?;
         let tree = parse_tree(&image(&root, "pstree.img", MAX_IMAGE)?)?;
@@ -279,7 +289,13 @@ impl Processes {
                     filters = Some(parse_filters(&image(&root, "seccomp.img", MAX_IMAGE)?)?);
                 }
                 let seccomp = seccomp(&name, mode, filters.as_deref().unwrap_or_default())?;
+                let hurries = core.hurries();
                 let credentials = core.credentials(&name, seccomp)?;
+                if hurries && credentials.bounding & CAP_SYS_NICE == 0 {
+                    let why =
+                        "its thread would run before others of the node, and has no capability for that";
+                    return Err(Error::refused(name, why));
+                }
                 threads.push(Thread { tid: *tid, credentials });
             }
             if !threads.is_empty() {
@@ -289,7 +305,12 @@ impl Processes {
         if !processes.first().is_some_and(|process| process.first) {
             return Err(Error::refused("pstree.img", "the first process doesn't run"));
         }
-        Ok(Self { processes })
+        let processes = Self { processes };
+        let can = |capability: u64| processes.threads().any(|t| t.credentials.bounding & capability != 0);
+        if !can(CAP_NET_RAW) {
+            sockets::check(&root, &image_names(dir, &root)?)?;
+        }
+        Ok(processes)
     }
 
     /// The container's first process.
@@ -306,7 +327,21 @@ impl Processes {
     }
 }
 
+/// Without it nobody opens a socket of the kinds that [`sockets`] looks for.
+const CAP_NET_RAW: u64 = 1 << 13;
+/// Without it a thread gets neither realtime nor a nice value below 0 (capabilities(7)).
+const CAP_SYS_NICE: u64 = 1 << 23;
+/// Policies for which nobody needs it: `SCHED_OTHER`, `SCHED_BATCH`, `SCHED_IDLE` (sched(7)).
+const UNHURRIED: [u32; 3] = [0, 3, 5];
+
 impl CoreEntry {
+    /// Whether the thread would be scheduled in a way that not everybody gets: CRIU sets it as the node's root.
+    fn hurries(&self) -> bool {
+        let thread = self.thread.as_ref();
+        let policy = thread.and_then(|thread| thread.policy).unwrap_or(0);
+        !UNHURRIED.contains(&policy) || thread.and_then(|thread| thread.nice).is_some_and(|nice| nice < 0)
+    }
+
     /// Mode and filter of a thread; those of its process in images before CRIU 3.13.
     fn seccomp(&self, task: Option<&TaskCoreEntry>) -> (u32, Option<u32>) {
         let own = self.thread.as_ref().and_then(|thread| Some((thread.seccomp_mode?, thread.seccomp_filter)));

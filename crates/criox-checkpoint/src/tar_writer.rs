@@ -350,6 +350,34 @@ mod tests {
         assert!(bytes.len() < 8192);
     }
 
+    #[test]
+    fn a_file_of_as_many_holes_as_there_may_be_is_read() {
+        const APART: u64 = 1 << 28;
+        let extents: Vec<Extent> = (0..u64::try_from(crate::changes::MAX_EXTENTS).unwrap())
+            .map(|number| Extent { offset: number * APART, length: 1 })
+            .collect();
+        let dir = tempfile::tempdir().unwrap();
+        let (path, from) = (dir.path().join("out"), dir.path().join("from"));
+        let out = File::options().write(true).create_new(true).open(&path).unwrap();
+        let holes = File::options().read(true).write(true).create_new(true).open(&from).unwrap();
+        holes.set_len(extents.len() as u64 * APART).unwrap();
+        let entry = Entry {
+            name: b"holes".to_vec(),
+            stored: extents.len() as u64,
+            size: extents.len() as u64 * APART,
+            sparse: Some(extents.clone()),
+            ..empty()
+        };
+        let cancel = Cancel::new();
+        let mut writer = TarWriter::new(&out, &path, &cancel);
+        writer.member(&entry, Some((&holes, &from))).unwrap();
+        writer.finish().unwrap();
+        let members = read(&std::fs::read(&path).unwrap());
+        assert_eq!(members[0].0.sparse.as_ref(), Some(&extents));
+        let longest = vec![Extent { offset: u64::MAX, length: u64::MAX }; extents.len()];
+        assert!(sparse_map(&longest).len() <= 1 << 20);
+    }
+
     fn empty() -> Entry {
         Entry {
             name: Vec::new(),

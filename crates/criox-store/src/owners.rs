@@ -37,24 +37,27 @@ pub fn is_kept(name: &[u8]) -> bool {
         || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
 }
 
-/// The value on the node of an attribute as the container sees it.
-pub fn attribute_to_host<'v>(
-    name: &[u8],
-    value: &'v [u8],
-    users: &[IdRange],
-    groups: &[IdRange],
-) -> Cow<'v, [u8]> {
-    if users.is_empty() && groups.is_empty() {
-        return Cow::Borrowed(value);
-    }
-    if name == b"security.capability" {
-        return with_root(value, host_of(users, 0));
-    }
-    acl(name, value, |id| host_of(users, id), |id| host_of(groups, id))
+/// The side whose owners are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum To {
+    /// As the node sees them, from how the container does.
+    Host,
+    /// As the container sees them, from how the node does.
+    Inside,
 }
 
-/// The value in the container of an attribute as the node sees it.
-pub fn attribute_to_inside<'v>(
+impl To {
+    fn owner(self, ranges: &[IdRange], id: u32) -> u32 {
+        match self {
+            Self::Host => host_of(ranges, id),
+            Self::Inside => inside_of(ranges, id),
+        }
+    }
+}
+
+/// The value of an attribute with the owners of the other side in it.
+pub fn attribute<'v>(
+    to: To,
     name: &[u8],
     value: &'v [u8],
     users: &[IdRange],
@@ -64,9 +67,13 @@ pub fn attribute_to_inside<'v>(
         return Cow::Borrowed(value);
     }
     if name == b"security.capability" {
-        return without_root(value, host_of(users, 0));
+        let root = host_of(users, 0);
+        return match to {
+            To::Host => with_root(value, root),
+            To::Inside => without_root(value, root),
+        };
     }
-    acl(name, value, |id| inside_of(users, id), |id| inside_of(groups, id))
+    acl(name, value, |id| to.owner(users, id), |id| to.owner(groups, id))
 }
 
 /// Lengths of `vfs_ns_cap_data` without and with the root that it is good for (`linux/capability.h`).
@@ -140,17 +147,17 @@ mod tests {
     fn attributes_go_there_and_back() {
         let mut caps = vec![1, 0, 0, 2];
         caps.resize(CAPS_V2, 7);
-        let host = attribute_to_host(b"security.capability", &caps, &RANGES, &RANGES);
+        let host = attribute(To::Host, b"security.capability", &caps, &RANGES, &RANGES);
         assert_eq!((host.len(), host[3], &host[20..]), (CAPS_V3, 3, &100_000u32.to_le_bytes()[..]));
-        assert_eq!(&*attribute_to_inside(b"security.capability", &host, &RANGES, &RANGES), &caps[..]);
+        assert_eq!(&*attribute(To::Inside, b"security.capability", &host, &RANGES, &RANGES), &caps[..]);
         // Capabilities of another namespace's root are left alone.
         assert_eq!(without_root(&host, 5).len(), CAPS_V3);
         let acl =
             [&[2u8, 0, 0, 0][..], &[2, 0, 7, 0, 5, 0, 0, 0], &[1, 0, 7, 0, 0xff, 0xff, 0xff, 0xff]].concat();
-        let host = attribute_to_host(b"system.posix_acl_access", &acl, &RANGES, &RANGES);
+        let host = attribute(To::Host, b"system.posix_acl_access", &acl, &RANGES, &RANGES);
         assert_eq!(host[8..12], 100_005u32.to_le_bytes());
         assert_eq!(host[12..], acl[12..]);
-        assert_eq!(&*attribute_to_inside(b"system.posix_acl_access", &host, &RANGES, &RANGES), &acl[..]);
-        assert_eq!(&*attribute_to_host(b"user.x", b"y", &RANGES, &RANGES), b"y");
+        assert_eq!(&*attribute(To::Inside, b"system.posix_acl_access", &host, &RANGES, &RANGES), &acl[..]);
+        assert_eq!(&*attribute(To::Host, b"user.x", b"y", &RANGES, &RANGES), b"y");
     }
 }

@@ -31,6 +31,14 @@ impl Timestamp {
         }
     }
 
+    /// Of nanoseconds since 1970, the CRI's form.
+    pub fn from_unix_nanos(nanoseconds: i64) -> Self {
+        Self {
+            seconds: nanoseconds.div_euclid(1_000_000_000),
+            nanoseconds: u32::try_from(nanoseconds.rem_euclid(1_000_000_000)).unwrap_or(0),
+        }
+    }
+
     /// Nanoseconds since 1970, saturated: the CRI's form.
     pub fn unix_nanos(self) -> i64 {
         self.seconds.saturating_mul(1_000_000_000).saturating_add(self.nanoseconds.into())
@@ -150,5 +158,13 @@ mod tests {
             let time = Timestamp { seconds, nanoseconds };
             proptest::prop_assert_eq!(time.to_string().parse::<Timestamp>().unwrap(), time);
         }
+    }
+
+    #[test]
+    fn nanoseconds_of_the_cri_are_written_in_utc() {
+        let time = Timestamp::from_unix_nanos(1_475_712_429_794_202_000);
+        assert_eq!(time.to_string(), "2016-10-06T00:07:09.794202Z");
+        assert_eq!(time.unix_nanos(), 1_475_712_429_794_202_000);
+        assert_eq!(Timestamp::from_unix_nanos(-1).to_string(), "1969-12-31T23:59:59.999999999Z");
     }
 }

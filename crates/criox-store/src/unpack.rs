@@ -26,7 +26,7 @@ use rustix::io::Errno;
 
 use crate::digest::Hasher;
 use crate::error::Error;
-use crate::owners::{self, is_kept};
+use crate::owners::{self, To, is_kept};
 use crate::stage::Unpacked;
 use crate::tar::{Entry, Kind, Reader, Tap, TarError};
 use crate::tarsplit::{self, Checksum};
@@ -515,7 +515,7 @@ impl<'a> Extractor<'a> {
         }
         for (name, value) in entry.xattrs.iter().filter(|(name, _)| is_kept(name)) {
             let value = match self.ground {
-                Ground::Mounted { users, groups } => owners::attribute_to_host(name, value, users, groups),
+                Ground::Mounted { users, groups } => owners::attribute(To::Host, name, value, users, groups),
                 Ground::Layer => Cow::Borrowed(value.as_slice()),
             };
             match xattr::set(fd, OsStr::from_bytes(name), &value) {

@@ -6,6 +6,7 @@
 //! users as `userns-*.img` says. So all of them may say only what a container's dump says (hardening K1, K6).
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use prost::Message;
 
@@ -98,12 +99,20 @@ struct CgProperty {
 }
 
 /// A mount of the container, as CRIU would make it again.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mount {
+    /// The image that lists it: there is one for each mount namespace of the container.
+    pub namespace: String,
+    /// Its number in there.
+    pub id: u32,
+    /// That of the mount on which it lies; the root's is none of the list.
+    pub parent: u32,
     /// Where, in the container.
     pub point: String,
     /// Under which name the runtime hands in what is mounted; `None` for a file system of the container's own.
     pub external: Option<String>,
+    /// Whether it shows what the kernel tells and takes: proc, sysfs or cgroups, whole or a part.
+    pub of_kernel: bool,
     /// Whether it is read-only.
     pub read_only: bool,
 }
@@ -136,19 +145,33 @@ pub(super) fn mounts(name: &str, bytes: &[u8]) -> Result<Vec<Mount>, Error> {
             (_, Some(true)) => Some(point.clone()),
             _ => None,
         };
-        let is_plain = point.starts_with('/') && !point.split('/').any(|part| part == "..");
+        // In the one form that can be compared.
+        let is_plain = point == "/"
+            || point
+                .strip_prefix('/')
+                .is_some_and(|p| !p.split('/').any(|part| matches!(part, "" | "." | "..")));
         if !is_plain || entry.with_plugin == Some(true) {
             return refused(format!("the mount at {point:?} is none of a container's"));
         }
-        if point != "/" && external.is_none() && !is_own(kind, entry.root.as_deref().unwrap_or_default()) {
-            let why = "is of a file system that is not a container's own, or of a part that leads out of it";
-            return refused(format!("the mount at {point:?} {why} (kind {kind})"));
+        if point != "/" && external.is_none() {
+            let root = entry.root.as_deref().unwrap_or_default();
+            if !is_own(kind, root) {
+                let why =
+                    "is of a file system that is not a container's own, or of a part that leads out of it";
+                return refused(format!("the mount at {point:?} {why} (kind {kind})"));
+            }
+            if !is_in_its_place(kind, root, &point) {
+                let why = "shows a part of the kernel's file systems at a place where nobody looks for it";
+                return refused(format!("the mount at {point:?} {why} (kind {kind})"));
+            }
         }
         if !ids.insert(id) || ids.len() > MAX_MOUNTS {
             return refused("a mount is there twice, or there are too many".into());
         }
         parents.push((parent, point.clone()));
-        mounts.push(Mount { point, external, read_only: flags & READ_ONLY != 0 });
+        let of_kernel = external.is_none() && matches!(kind, PROC | SYSFS | CGROUP2);
+        let read_only = flags & READ_ONLY != 0;
+        mounts.push(Mount { namespace: name.to_owned(), id, parent, point, external, of_kernel, read_only });
     }
     // Only the root is mounted from what the runtime says is the root; it is the one whose parent is not there.
     let roots: Vec<&String> =
@@ -177,6 +200,20 @@ fn is_own(kind: u32, root: &[u8]) -> bool {
         // A terminal, as the container's console.
         (DEVPTS, Some(first)) => first.iter().all(u8::is_ascii_digit) && parts.next().is_none(),
         _ => false,
+    }
+}
+
+/// Whether a file system of the kernel's is where every container has it. Masks and what is read-only are told by paths
+/// below `/proc` and `/sys`: the same at another place would be all of it, to be written to.
+fn is_in_its_place(kind: u32, root: &[u8], point: &str) -> bool {
+    let part =
+        |base: &str| [base.as_bytes(), root.strip_suffix(b"/").unwrap_or(root)].concat() == point.as_bytes();
+    match kind {
+        PROC => part("/proc"),
+        SYSFS => part("/sys"),
+        // The part of a cgroup namespace is its own root.
+        CGROUP2 => Path::new(point).starts_with(super::CGROUP_MOUNTS),
+        _ => true,
     }
 }
 

@@ -153,8 +153,13 @@ fn describe(root: &Path, ranges: &[IdRange]) -> BTreeMap<String, String> {
             for attribute in xattr::list(node.as_fd()).unwrap() {
                 if owners::is_kept(attribute.as_encoded_bytes()) {
                     let value = xattr::get(node.as_fd(), &attribute).unwrap().unwrap();
-                    let value =
-                        owners::attribute_to_inside(attribute.as_encoded_bytes(), &value, ranges, ranges);
+                    let value = owners::attribute(
+                        owners::To::Inside,
+                        attribute.as_encoded_bytes(),
+                        &value,
+                        ranges,
+                        ranges,
+                    );
                     attributes.push((attribute, value.into_owned()));
                 }
             }
@@ -216,7 +221,7 @@ fn change(root: &Path, host: impl Fn(u32) -> u32) {
     let mut capability = vec![1, 0, 0, 2, 0, 4, 0, 0];
     capability.resize(20, 0);
     let ranges: &[IdRange] = if host(0) == 0 { &[] } else { &RANGES };
-    let capability = owners::attribute_to_host(b"security.capability", &capability, ranges, ranges);
+    let capability = owners::attribute(owners::To::Host, b"security.capability", &capability, ranges, ranges);
     xattr::set(tool.as_fd(), OsStr::new("security.capability"), &capability).unwrap();
     if let Err(error) = xattr::set(tool.as_fd(), OsStr::new("user.note"), b"kept") {
         eprintln!("skipped: user attributes: {error}");

@@ -194,8 +194,19 @@ fn part(kind: u32, id: u32, parent: u32, point: &str, root: &str) -> Vec<u8> {
 fn mounts_of_a_real_dump_are_the_containers_own_or_handed_in() {
     let mounts = mounts(&real_images()).unwrap();
     let at = |point: &str| mounts.iter().find(|mount| mount.point == point).unwrap();
-    assert_eq!(*at("/proc"), Mount { point: "/proc".into(), external: None, read_only: false });
-    assert_eq!(*at("/proc/sys"), Mount { point: "/proc/sys".into(), external: None, read_only: true });
+    let expected = Mount {
+        namespace: "mountpoints-13.img".into(),
+        id: 94,
+        parent: 93,
+        point: "/proc".into(),
+        external: None,
+        of_kernel: true,
+        read_only: false,
+    };
+    assert_eq!(*at("/proc"), expected);
+    let expected = Mount { id: 117, parent: 94, point: "/proc/sys".into(), read_only: true, ..expected };
+    assert_eq!(*at("/proc/sys"), expected);
+    assert!(!at("/dev/shm").of_kernel && !at("/proc/keys").of_kernel);
     assert_eq!(at("/proc/keys").external.as_deref(), Some("/proc/keys"));
     assert_eq!(at("/sys/fs/cgroup/memory").external.as_deref(), Some("/sys/fs/cgroup/memory"));
     assert_eq!(mounts.iter().filter(|mount| mount.point == "/").count(), 1);
@@ -218,8 +229,9 @@ fn a_mount_that_is_not_a_containers_is_refused() {
         }
     };
     check(&[], None);
-    for kind in [1, 2, 5, 6, 14, 23] {
-        check(&[mount(kind, 2, 1, "/x")], None);
+    for (kind, point) in [(1, "/proc"), (2, "/sys"), (5, "/x"), (6, "/x"), (14, "/x"), (23, "/sys/fs/cgroup")]
+    {
+        check(&[mount(kind, 2, 1, point)], None);
     }
     // Unsupported, devtmpfs, binfmt_misc, securityfs, debugfs, cgroup, aufs, fuse, any, overlay, autofs, tracefs, later ones.
     for kind in [0, 3, 4, 7, 8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 19, 24, 1000] {
@@ -228,8 +240,28 @@ fn a_mount_that_is_not_a_containers_is_refused() {
         check(&[[mount(kind, 2, 1, "/x"), text(18, b"key")].concat()], None);
         check(&[[mount(kind, 2, 1, "/x"), text(18, b"")].concat()], Some("not a container's own"));
     }
-    for (kind, root) in [(1, "/sys"), (1, "/sysrq-trigger"), (2, "/firmware"), (6, "/0"), (23, "/a/b")] {
-        check(&[part(kind, 2, 1, "/x", root)], None);
+    for (kind, point, root) in [
+        (1, "/proc/sys", "/sys"),
+        (1, "/proc/sysrq-trigger", "/sysrq-trigger"),
+        (2, "/sys/firmware", "/firmware"),
+        (6, "/x", "/0"),
+        (23, "/sys/fs/cgroup/x", "/a/b"),
+    ] {
+        check(&[part(kind, 2, 1, point, root)], None);
+    }
+    // Masks are told by their paths: all of proc or sysfs at another place would have none.
+    for (kind, point, root) in [
+        (1, "/dev/mqueue", "/"),
+        (1, "/sys", "/"),
+        (1, "/proc/fs", "/sys"),
+        (1, "/proc", "/sys"),
+        (1, "/sys/fs/cgroup/x", "/"),
+        (2, "/dev/shm", "/"),
+        (2, "/sys/firmware", "/"),
+        (23, "/dev/mqueue", "/"),
+        (23, "/sys/fs/cgroups", "/"),
+    ] {
+        check(&[part(kind, 2, 1, point, root)], Some("where nobody looks for it"));
     }
     for (kind, root) in [
         (1, "/self/root/etc"),
@@ -249,7 +281,9 @@ fn a_mount_that_is_not_a_containers_is_refused() {
     }
     check(&[[mount(5, 2, 1, "/x"), number(12, 1)].concat()], Some("none of a container's"));
     check(&[mount(5, 2, 1, "/x/../../y")], Some("none of a container's"));
-    check(&[mount(5, 2, 1, "x")], Some("none of a container's"));
+    for point in ["x", "", "/x/", "//x", "/./x", "/x/."] {
+        check(&[mount(5, 2, 1, point)], Some("none of a container's"));
+    }
     check(&[mount(5, 2, 77, "/x")], Some("one root"));
     check(&[mount(0, 2, 1, "/")], Some("one root"));
     check(&[mount(0, 2, 77, "/")], Some("one root"));
@@ -286,6 +320,79 @@ fn names_of_cgroups_stay_below_the_containers() {
     check(&controller(b"a/b", b"inner", b"memory.max"), false);
     check(&controller(b"memory", b"..", b"memory.max"), false);
     check(&controller(b"memory", b"inner", b"../../../etc/x"), false);
+}
+
+/// The file `files.img` of real dumps (CRIU 4.2.1, a process without any capability): with sockets of TCP and UDP, and one
+/// that it had opened before it lost them.
+fn files_of(kind: &str) -> Vec<u8> {
+    let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/images/criu-4.2-sockets");
+    std::fs::read(images.join(format!("{kind}.img"))).unwrap()
+}
+
+#[test]
+fn a_socket_for_packets_as_they_are_is_only_for_who_may_open_one() {
+    let dir = copy_of_real();
+    replace(dir.path(), "files.img", &files_of("plain"));
+    Processes::read(dir.path()).unwrap();
+    for (kind, why) in [("packet", "a packet socket"), ("raw", "a raw socket")] {
+        replace(dir.path(), "files.img", &files_of(kind));
+        check_refused(dir.path(), why);
+    }
+    let file = |kind: u32, more: &[u8]| image(0x5630_3138, &[&[&number(1, kind)[..], more].concat()]);
+    for (bytes, why) in [
+        (file(15, &text(11, b"")), "a tunnel"),
+        (file(10, b""), "a packet socket"),
+        (file(4, &text(4, &[])), "a raw socket"),
+        (file(1, &text(6, b"")), "a packet socket"),
+        (image(0x5630_3139, &[]), "not an image of its kind"),
+        (file(1, b"")[..9].to_vec(), "cut off"),
+    ] {
+        replace(dir.path(), "files.img", &bytes);
+        check_refused(dir.path(), why);
+    }
+    std::fs::remove_file(dir.path().join("files.img")).unwrap();
+    put(&dir.path().join("packetsk.img"), b"");
+    check_refused(dir.path(), "packetsk.img");
+    // Whoever could open one may have one.
+    with_first_core(dir.path(), &number(12, 1 << 13), &[]);
+    Processes::read(dir.path()).unwrap();
+}
+
+#[test]
+fn a_place_before_others_on_the_processors_is_only_for_who_may_take_it() {
+    let check = |scheduling: &[u8], bounding: u32, good: bool| {
+        let dir = copy_of_real();
+        with_first_core(dir.path(), &number(12, bounding), scheduling);
+        if good {
+            Processes::read(dir.path()).unwrap();
+        } else {
+            check_refused(dir.path(), "core-1.img: its thread would run before others");
+        }
+    };
+    const CAP_SYS_NICE: u32 = 1 << 23;
+    // A nice value is written as zigzag: -1 is 1, 5 is 10.
+    for (scheduling, good) in [
+        (vec![], true),
+        ([number(3, 10), number(4, 0)].concat(), true),
+        (number(4, 3), true),
+        (number(4, 5), true),
+        (number(3, 1), false),
+        (number(4, 1), false),
+        (number(4, 2), false),
+        (number(4, 6), false),
+    ] {
+        check(&scheduling, 0, good);
+        check(&scheduling, CAP_SYS_NICE, true);
+    }
+}
+
+/// Gives the first process's thread a bounding set, and more fields.
+fn with_first_core(dir: &Path, bounding: &[u8], scheduling: &[u8]) {
+    let ids = (1..=8).flat_map(|field| number(field, 0));
+    let sets = (9..=11).flat_map(|field| number(field, 0));
+    let creds: Vec<u8> = ids.chain(sets).chain(bounding.iter().copied()).chain(number(13, 0)).collect();
+    let thread = [scheduling, &text(10, &creds)].concat();
+    replace(dir, "core-1.img", &image(0x5505_3847, &[&text(5, &thread)]));
 }
 
 /// They are the whole node's, or say which of the node's users are the container's.
