@@ -10,8 +10,14 @@ pub type Cause = Arc<dyn StdError + Send + Sync>;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// The request is wrong; repeating it is of no use.
-    #[error("{0}")]
-    Invalid(String),
+    #[error("{message}")]
+    Invalid {
+        /// The field, and what is wrong with it.
+        message: String,
+        /// What caused it, whose text the message does not repeat.
+        #[source]
+        source: Option<Cause>,
+    },
     /// The node has not got what is asked for, or can't do it.
     #[error("{message}")]
     Node {
@@ -20,6 +26,15 @@ pub enum Error {
         /// What caused it, whose text the message does not repeat.
         #[source]
         source: Option<Cause>,
+    },
+    /// A step that the node can do went wrong.
+    #[error("{message}")]
+    Failed {
+        /// Which.
+        message: String,
+        /// What caused it, whose text the message does not repeat.
+        #[source]
+        source: Cause,
     },
     /// Something did not end in its time.
     #[error("{0}")]
@@ -33,6 +48,22 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::Invalid { message: message.into(), source: None }
+    }
+
+    /// As [`Error::invalid`], with what caused it.
+    pub(crate) fn invalid_because(
+        message: impl Into<String>,
+        source: impl StdError + Send + Sync + 'static,
+    ) -> Self {
+        Self::Invalid { message: message.into(), source: Some(Arc::new(source)) }
+    }
+
+    pub(crate) fn failed(message: impl Into<String>, source: impl StdError + Send + Sync + 'static) -> Self {
+        Self::Failed { message: message.into(), source: Arc::new(source) }
+    }
+
     pub(crate) fn node(message: impl Into<String>) -> Self {
         Self::Node { message: message.into(), source: None }
     }

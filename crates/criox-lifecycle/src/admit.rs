@@ -9,8 +9,9 @@
 
 use std::time::Duration;
 
+use criox_records::{ContainerPhase, SandboxPhase};
+
 use crate::error::{Error, Kind};
-use crate::record::{ContainerPhase, SandboxPhase};
 
 /// What is at work on a container at this moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

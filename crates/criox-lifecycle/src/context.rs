@@ -8,30 +8,27 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use criox_checkpoint_policy::Checkpoints;
 use criox_config::Config;
-use criox_confine::{AppArmor, Cdi, Selinux};
+use criox_confine::{AppArmor, Cdi, SeccompDefaults, Selinux, Ways};
 use criox_cri::ids::{ContainerId, SandboxId};
 use criox_handlers::Handlers;
 use criox_image::Images;
 use criox_network::Network;
+use criox_records::key::SandboxKey;
+use criox_records::{Paths, SandboxRecord};
 use criox_spec::{NodeFacts, Warning, WarningTopic};
 use criox_store::Store;
 use criox_sys::cgroup::{Cgroups, Driver};
 use criox_systemd::Systemd;
 
-use crate::checkpoint::Checkpoints;
 use crate::container::image_volume;
 use crate::error::{Error, Kind, Result};
 use crate::events::Events;
 use crate::index::Index;
-use crate::key::SandboxKey;
 use crate::nri::Plugins;
-use crate::paths::Paths;
 use crate::pod::Pod;
-use crate::record::SandboxRecord;
-use crate::seccomp::SeccompDefaults;
 use crate::spare::Spares;
-use crate::userns;
 
 /// What all pods share. Everything in it is either constant, or guards itself with locks that nobody holds across I/O.
 pub struct Context {
@@ -185,8 +182,8 @@ impl Context {
     pub(crate) fn unmount_later(&self, container: ContainerId) {
         let (store, paths) = (self.store.clone(), self.paths.clone());
         tokio::task::spawn_blocking(move || {
-            let outside = userns::withdraw(&paths, container.as_str())
-                .and_then(|()| image_volume::unmount(&store, container.as_str()));
+            let way = Ways::new(paths.ways()).withdraw(container.as_str()).map_err(Error::from);
+            let outside = way.and_then(|()| image_volume::unmount(&store, container.as_str()));
             if let Err(error) = outside {
                 tracing::warn!(%container, error = error.chain(), "mounts of an ended container stay");
             }

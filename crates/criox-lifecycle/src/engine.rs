@@ -5,8 +5,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use criox_answers::status;
 use criox_cri::ids::{ContainerId, SandboxId};
 use criox_cri::v1;
+use criox_records::key::SandboxKey;
+use criox_records::{Encoded, SandboxPhase, SandboxRecord, UpdatedSandbox, VERSION};
 use prost::bytes::Bytes;
 
 use crate::admit::Verb;
@@ -15,12 +18,10 @@ use crate::container::exec::{self, Output};
 use crate::container::reopen;
 use crate::context::{Context, new_sandbox_id};
 use crate::error::{Error, Kind, Result};
-use crate::key::SandboxKey;
 use crate::nri;
 use crate::pod::{Origin, Pod, Request, Run, Start, Task};
-use crate::record::{Encoded, SandboxPhase, SandboxRecord, UpdatedSandbox, VERSION};
 use crate::sandbox;
-use crate::{spare, status, userns};
+use crate::{spare, userns};
 
 /// How often RunPodSandbox asks for a name that is about to be free, and the pause between.
 const AGAIN: u32 = 100;

@@ -3,12 +3,12 @@
 
 use std::sync::{Arc, OnceLock};
 
+use criox_answers::status;
 use criox_cri::v1;
 use prost::Message as _;
 use prost::bytes::Bytes;
 
 use crate::index::{Index, PodView};
-use crate::status;
 
 /// The entries of one pod, from the first list that shows them until the pod is published anew.
 #[derive(Debug, Clone, Default)]

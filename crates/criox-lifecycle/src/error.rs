@@ -74,6 +74,16 @@ impl Error {
         Self::new(Kind::InvalidArgument, format!("{field}: {reason}"))
     }
 
+    /// What `criox-spec` refuses of a request, by its field.
+    pub(crate) fn of_request(error: criox_spec::SpecError) -> Self {
+        Self::new(Kind::InvalidArgument, error.to_string())
+    }
+
+    /// The same of a request's `config`.
+    pub(crate) fn in_config(error: criox_spec::SpecError) -> Self {
+        Self::new(Kind::InvalidArgument, format!("config.{error}"))
+    }
+
     /// A container that does not exist.
     pub fn no_container(id: &str) -> Self {
         Self::new(Kind::NotFound, format!("container {:?} does not exist", shown(id)))
@@ -109,12 +119,35 @@ impl From<criox_confine::Error> for Error {
         use criox_confine::Error as Confine;
         let message = error.to_string();
         let (kind, source) = match error {
-            Confine::Invalid(_) => (Kind::InvalidArgument, None),
+            Confine::Invalid { source, .. } => (Kind::InvalidArgument, source),
             Confine::Node { source, .. } => (Kind::FailedPrecondition, source),
+            Confine::Failed { source, .. } => (Kind::Failed, Some(source)),
             Confine::Late(_) => (Kind::DeadlineExceeded, None),
             Confine::NoLevel => (Kind::Failed, None),
         };
         Self { kind, message, source }
+    }
+}
+
+/// What is not checkpointed or restored.
+impl From<criox_checkpoint_policy::Error> for Error {
+    fn from(error: criox_checkpoint_policy::Error) -> Self {
+        use criox_checkpoint_policy::Error as Policy;
+        match error {
+            Policy::Invalid { message, source: None } => Self::new(Kind::InvalidArgument, message),
+            Policy::Invalid { message, source: Some(source) } => {
+                Self::new(Kind::InvalidArgument, message).because(source)
+            }
+            Policy::Refused(message) => Self::new(Kind::FailedPrecondition, message),
+            Policy::Checkpoint { what, source } => crate::checkpoint::failed(what, source),
+        }
+    }
+}
+
+/// A request of which no record can be made.
+impl From<criox_records::FieldError> for Error {
+    fn from(error: criox_records::FieldError) -> Self {
+        Self::new(Kind::InvalidArgument, error.to_string())
     }
 }
 

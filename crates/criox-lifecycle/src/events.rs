@@ -6,12 +6,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use criox_answers::status;
 use criox_cri::v1;
+use criox_records::{ContainerRecord, SandboxRecord};
 use tokio::sync::broadcast;
 
 use crate::context::Clock;
-use crate::record::{ContainerRecord, SandboxRecord};
-use crate::status;
 
 /// Events that a slow client may be behind: the whole life of some hundred pods.
 const BUFFER: usize = 1024;

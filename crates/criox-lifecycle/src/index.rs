@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use criox_answers::status;
 use criox_cri::ids::{ContainerId, SandboxId};
 use criox_cri::v1;
+use criox_records::{ContainerRecord, SandboxPhase, SandboxRecord};
 
 use crate::entries::Entries;
 use crate::error::{Error, Kind, Result};
 use crate::pod::Pod;
-use crate::record::{ContainerRecord, SandboxPhase, SandboxRecord};
 use crate::stats::Probes;
-use crate::status;
 
 /// A pod as it was published last.
 #[derive(Debug, Clone)]

@@ -2,7 +2,8 @@
 //!
 //! [`Lifecycle`] has a method for each request of CRI. A request goes to the task of its pod (`pod`), which admits it
 //! ([`admit`]), begins the work (`sandbox`, `container`) and shows every change in the `index`, from which reads
-//! answer without waiting. What outlives the daemon is in the [`record`]s; `recovery` settles them at the next start.
+//! answer without waiting. What outlives the daemon is in the records (`criox-records`); `recovery` settles them at the next
+//! start.
 
 pub mod admit;
 mod checkpoint;
@@ -14,25 +15,18 @@ mod entries;
 mod error;
 mod events;
 mod index;
-mod key;
 mod monitor;
-mod names;
 mod nri;
-mod paths;
 mod pod;
-pub mod record;
 mod recovery;
 mod sandbox;
-mod seccomp;
 mod spare;
 mod stats;
-pub mod status;
 mod streams;
 mod units;
 mod userns;
 
-pub use checkpoint::{Checkpoints, RestoredPod, checkpointed_at};
-pub use container::devices::host_devices;
+pub use checkpoint::{RestoredPod, checkpointed_at};
 pub use container::exec::Output;
 pub use context::{Clamps, Clock, Context, Names};
 pub use engine::Lifecycle;
@@ -40,15 +34,16 @@ pub use error::{Error, Kind, Result, chain};
 pub use events::{Events, Happening};
 pub use index::{Index, PodView};
 pub use nri::Plugins;
-pub use paths::{Namespace, Paths, RunDir};
 pub use recovery::Report;
-pub use seccomp::SeccompDefaults;
-pub use seccomp::notifier::{Action as NotifierAction, Notifier};
 pub use spare::Spares;
 
-/// What the context needs to confine containers, and the form of labels in records.
-pub use criox_confine::{AppArmor, Cdi, Labels, Selinux};
+/// Whether checkpoints are made and restored.
+pub use criox_checkpoint_policy::Checkpoints;
+/// What the context needs to confine containers.
+pub use criox_confine::{AppArmor, Cdi, SeccompDefaults, Selinux, host_devices};
 /// OCI runtimes.
 pub use criox_handlers::{Handler, Handlers};
+/// Where things lie.
+pub use criox_records::Paths;
 /// systemd, where it manages cgroups.
 pub use criox_systemd::Systemd;

@@ -12,6 +12,7 @@ use criox_monitor_api::client::{CallError, Client, ConnectError};
 use criox_monitor_api::proto::{
     self, Event, ExitFacts, ListReply, container_state, event, failure, reply, request,
 };
+use criox_records::{ProcessIdentity, RunDir, SandboxRecord};
 use criox_sys::cgroup::Driver;
 use criox_sys::process::{Pidfd, SpawnSpec};
 use criox_sys::socket;
@@ -22,8 +23,6 @@ use tokio::time::timeout;
 use crate::context::{Context, blocking};
 use crate::descriptors;
 use crate::error::{Error, Kind, Result};
-use crate::paths::RunDir;
-use crate::record::{ProcessIdentity, SandboxRecord};
 use crate::sandbox::run::IN_POD;
 use crate::units;
 

@@ -18,6 +18,11 @@ use criox_cri::ids::{ContainerId, SandboxId};
 use criox_cri::reasons;
 use criox_monitor_api::client::Client;
 use criox_monitor_api::proto::{ContainerState, ExitFacts, container_state};
+use criox_records::key::SandboxKey;
+use criox_records::{
+    ContainerPhase, ContainerRecord, Exit, Notifier, ProcessIdentity, RecordError, RunDir, SandboxPhase,
+    SandboxRecord, names,
+};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -28,16 +33,10 @@ use crate::engine::Lifecycle;
 use crate::entries::Entries;
 use crate::error::chain;
 use crate::index::PodView;
-use crate::key::SandboxKey;
 use crate::monitor::{self, Connection};
-use crate::paths::RunDir;
 use crate::pod::{Pod, Request, Start, Task, exit_of};
-use crate::record::{
-    self, ContainerPhase, ContainerRecord, Exit, ProcessIdentity, RecordError, SandboxPhase, SandboxRecord,
-};
 use crate::sandbox::{network, plugins, remove, stop};
-use crate::seccomp::notifier::Notifier;
-use crate::{names, spare, stats, units, userns};
+use crate::{spare, stats, units, userns};
 
 /// How long the start waits for monitors that don't answer: their pods are shown as recorded until they do.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -65,6 +64,7 @@ impl Lifecycle {
         let found = read_all(context, &mut report);
         let known: HashSet<SandboxId> = found.iter().map(|pod| pod.sandbox.id).collect();
         plugins::outlive(&known).await;
+        claim_host_ports(context).await;
         undo_checkpoints(context, known.clone()).await;
         let mut settling = JoinSet::new();
         for pod in found {
@@ -120,7 +120,7 @@ struct Found {
 fn read_all(context: &Context, report: &mut Report) -> Vec<Found> {
     let mut found = Vec::new();
     for id in ids_in(&context.paths.pods()) {
-        let sandbox = match record::read::<SandboxRecord>(&context.paths.sandbox_record(id.as_str())) {
+        let sandbox = match criox_records::read::<SandboxRecord>(&context.paths.sandbox_record(id.as_str())) {
             Ok(sandbox) if sandbox.id == id => sandbox,
             Err(error) if !is_undone(&error) => {
                 report.left_alone.push(chain(&error));
@@ -132,7 +132,7 @@ fn read_all(context: &Context, report: &mut Report) -> Vec<Found> {
         context.clock.seen(sandbox.created_at);
         let (mut containers, mut torn, mut left_alone) = (Vec::new(), Vec::new(), None);
         for (container, path) in container_records(&context.paths.pod(id.as_str())) {
-            match record::read::<ContainerRecord>(&path) {
+            match criox_records::read::<ContainerRecord>(&path) {
                 Ok(record) if record.id == container => {
                     context.clock.seen(record.created_at);
                     containers.push(record);
@@ -484,9 +484,12 @@ fn write(context: &Context, found: &Found) {
             tracing::error!(sandbox = %id, error = chain(&error), "a record was not written");
         }
     };
-    report(record::write(&context.paths.sandbox_record(id.as_str()), &found.sandbox));
+    report(criox_records::write(&context.paths.sandbox_record(id.as_str()), &found.sandbox));
     for container in &found.containers {
-        report(record::write(&context.paths.container_record(id.as_str(), container.id.as_str()), container));
+        report(criox_records::write(
+            &context.paths.container_record(id.as_str(), container.id.as_str()),
+            container,
+        ));
     }
 }
 
@@ -580,6 +583,13 @@ async fn restore_networks(context: &Context) {
     if let Err(error) = context.network.restore(&attachments).await {
         tracing::warn!(error = chain(&error), "host ports could not be mapped again");
     }
+}
+
+/// Takes the host ports of all networks that are recorded, owed ones too: what is given back from here on frees its own.
+async fn claim_host_ports(context: &Context) {
+    let (mut records, _) = network_records(context).await;
+    records.extend(network::debts(context).await);
+    context.network.claim(records.iter().map(|record| record.as_ref().intent)).await;
 }
 
 /// Gives back the networks of pods that are gone, and goes on trying what fails.

@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use criox_cri::ids::SandboxId;
+use criox_records::SandboxRecord;
 use tokio::sync::Notify;
 
 use crate::context::{Context, blocking, new_sandbox_id};
 use crate::error::{Error, Result};
 use crate::monitor::{self, Launched};
-use crate::record::SandboxRecord;
 use crate::sandbox::stop::Work;
 use crate::sandbox::{remove, run};
 

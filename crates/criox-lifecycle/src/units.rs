@@ -6,12 +6,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use criox_records::{ProcessIdentity, SandboxRecord};
 use criox_sys::cgroup::{Driver, slice_path};
 use criox_systemd::{Scope, Systemd};
 use tokio::time::timeout;
 
 use crate::context::Context;
-use crate::record::{ProcessIdentity, SandboxRecord};
 
 /// What the daemon is called where it is no service of systemd.
 const SERVICE: &str = "crio.service";

@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use prost::Message as _;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::frame::{FrameError, FrameReader, FrameWriter};
+use crate::frame::{FrameError, FrameReader, FrameWriter, MAX_MESSAGE};
 use crate::proto::{
     Event, ExecFinished, ExecStarted, Failure, Hello, HelloReply, Message, Reply, Request, message, reply,
     request,
@@ -277,6 +278,12 @@ impl Client {
 
     async fn send(&self, verb: request::Verb, fds: Vec<OwnedFd>) -> Result<Pending, CallError> {
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let request = Request { id, verb: Some(verb) };
+        // Said here, where the caller learns of it: to the end of the connection it would look the same.
+        let length = request.encoded_len();
+        if length > MAX_MESSAGE {
+            return Err(CallError::Frame(Arc::new(FrameError::TooLong(length))));
+        }
         // An Exec has two replies; nothing has more.
         let (sender, replies) = mpsc::channel(2);
         {
@@ -285,12 +292,11 @@ impl Client {
                 return Err(CallError::Gone);
             }
             waiting.calls.insert(id, sender);
-            if matches!(&verb, request::Verb::Exec(exec) if exec.terminal) {
+            if matches!(&request.verb, Some(request::Verb::Exec(exec)) if exec.terminal) {
                 waiting.terminals.insert(id);
             }
         }
         let pending = Pending { id, shared: self.shared.clone(), replies };
-        let request = Request { id, verb: Some(verb) };
         self.queue.send((request, fds)).await.map_err(|_| CallError::Gone)?;
         Ok(pending)
     }
@@ -422,4 +428,47 @@ fn ready_io<T>(
         })
     });
     result.map_err(|error| failure.unwrap_or(FrameError::Io(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::encode;
+    use crate::proto::{Delete, Done, Exec};
+
+    /// Says hello, and that everything is done.
+    fn monitor(listener: std::os::unix::net::UnixListener) {
+        let (socket, _) = listener.accept().unwrap();
+        let mut reader = FrameReader::new();
+        while reader.read_from(&socket).is_ok_and(|count| count > 0) {
+            while let Some(Request { id, verb }) = reader.next().unwrap() {
+                let result = match verb {
+                    Some(request::Verb::Hello(_)) => reply::Result::Hello(HelloReply::default()),
+                    _ => reply::Result::Done(Done {}),
+                };
+                let reply = Reply { request_id: id, result: Some(result) };
+                let mut bytes = Vec::new();
+                encode(&Message { kind: Some(message::Kind::Reply(reply)) }, &mut bytes).unwrap();
+                std::io::Write::write_all(&mut &socket, &bytes).unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_too_long_says_so_and_costs_no_other_anything() {
+        let path = std::env::temp_dir().join(format!("criox-client-{}.sock", std::process::id()));
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let serving = std::thread::spawn(move || monitor(listener));
+        let limit = Duration::from_secs(10);
+        let (client, _, events) = Client::connect(&path, limit).await.unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let exec = Exec { process: vec![0; MAX_MESSAGE], terminal: true, ..Exec::default() };
+        let error = client.exec(exec, Vec::new(), limit).await.unwrap_err();
+        let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        assert!(matches!(error, CallError::Frame(_)) && cause.contains("longer than"), "{error}: {cause}");
+        client.done(request::Verb::Delete(Delete::default()), limit).await.unwrap();
+        assert!(client.shared.waiting().terminals.is_empty());
+        drop((client, events));
+        serving.join().unwrap();
+    }
 }

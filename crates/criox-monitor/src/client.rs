@@ -49,6 +49,8 @@ impl Client {
 #[derive(Default)]
 pub(crate) struct Events {
     last: u64,
+    /// All up to this number can't be told any more.
+    forgotten: u64,
     held: VecDeque<Event>,
 }
 
@@ -59,9 +61,19 @@ impl Events {
 
     pub(crate) fn add(&mut self, kind: event::Kind) -> Event {
         self.last += 1;
+        // It says all calls so far, some kilobytes: an earlier one says nothing more. A thousand of them would be too much
+        // at once for whoever subscribes.
+        if let event::Kind::SeccompNotified(told) = &kind {
+            self.held.retain(|event| match &event.kind {
+                Some(event::Kind::SeccompNotified(older)) => older.container_id != told.container_id,
+                _ => true,
+            });
+        }
         let event = Event { number: self.last, kind: Some(kind) };
-        if self.held.len() == MAX_EVENTS {
-            self.held.pop_front();
+        if self.held.len() == MAX_EVENTS
+            && let Some(oldest) = self.held.pop_front()
+        {
+            self.forgotten = oldest.number;
         }
         self.held.push_back(event.clone());
         event
@@ -69,9 +81,9 @@ impl Events {
 
     /// Those after a number; the first is a marker if some are held no more.
     pub(crate) fn after(&self, number: u64) -> Vec<Event> {
-        let oldest = self.held.front().map_or(self.last + 1, |event| event.number);
+        let oldest = self.forgotten + 1;
         let lost = number + 1 < oldest || number > self.last;
-        let marker = Event { number: oldest.saturating_sub(1), kind: Some(event::Kind::Lost(Lost {})) };
+        let marker = Event { number: self.forgotten, kind: Some(event::Kind::Lost(Lost {})) };
         let from = if number > self.last { 0 } else { number };
         let marker = lost.then_some(marker);
         marker.into_iter().chain(self.held.iter().filter(|e| e.number > from).cloned()).collect()
@@ -94,7 +106,8 @@ pub(crate) fn reply(request_id: u64, result: reply::Result) -> message::Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use criox_monitor_api::proto::OomKilled;
+    use criox_monitor_api::frame;
+    use criox_monitor_api::proto::{ForbiddenCall, ForbiddenCalls, OomKilled, SeccompNotified};
 
     #[test]
     fn a_client_gets_the_events_after_its_number_or_learns_that_some_are_lost() {
@@ -111,5 +124,28 @@ mod tests {
         assert_eq!(events.after(events.last()).len(), 0);
         // A number of an earlier monitor of this pod.
         assert!(is_lost(&events.after(events.last() + 5)[0]));
+    }
+
+    #[test]
+    fn of_forbidden_calls_a_container_s_last_word_is_held_and_nothing_counts_as_lost() {
+        let mut events = Events::default();
+        let calls = vec![ForbiddenCall { arch: u32::MAX, number: -1, count: u64::MAX }; 512];
+        let forbidden = Some(ForbiddenCalls { calls, ..ForbiddenCalls::default() });
+        events.add(event::Kind::OomKilled(OomKilled::default()));
+        for number in 0..2 * MAX_EVENTS {
+            let container_id = format!("c{}", number % 10);
+            let forbidden = forbidden.clone();
+            events.add(event::Kind::SeccompNotified(SeccompNotified { container_id, forbidden }));
+        }
+        let held = events.after(0);
+        assert_eq!(held.len(), 11);
+        assert!(held.iter().all(|event| !matches!(event.kind, Some(event::Kind::Lost(_)))));
+        // Whoever subscribes gets it all at once, and is cut off where that is too much.
+        let mut frames = Vec::new();
+        for event in held {
+            frame::encode(&Message { kind: Some(message::Kind::Event(event)) }, &mut frames).unwrap();
+        }
+        assert!(frames.len() < MAX_PENDING / 4, "{}", frames.len());
+        assert_eq!(events.after(events.last() - 3).len(), 3);
     }
 }

@@ -40,6 +40,8 @@ pub(crate) struct Waiting {
     ends: Ends,
     /// Who waits for the restore; empty: none is at work.
     starting: Vec<Caller>,
+    /// The score for the OOM killer that its bundle says.
+    oom_score: i32,
     /// It was signalled meanwhile.
     signal: Option<i32>,
     /// The restore has failed, and what it left is being ended, until this time.
@@ -113,6 +115,7 @@ impl Monitor {
             outputs: pipes.outputs,
             ends: pipes.ends,
             starting: Vec::new(),
+            oom_score: 0,
             signal: None,
             failed: None,
         }));
@@ -181,7 +184,7 @@ impl Monitor {
         // With a terminal none of its streams is the container's.
         let stdio = (!request.terminal).then(|| waiting.ends.borrowed());
         namespaces::give(stdio.as_ref(), self.pod_root);
-        // CRIU gives its processes no score: without this they had the monitor's.
+        // A process that had none at the checkpoint gets none from CRIU: without this it had the monitor's.
         let config = std::fs::read(Path::new(&request.bundle).join("config.json")).map_err(internal)?;
         let bundle: Bundle = serde_json::from_slice(&config).unwrap_or_default();
         let start =
@@ -200,6 +203,9 @@ impl Monitor {
             },
             limit,
         );
+        if let Some(waiting) = self.containers.get_mut(&number).and_then(|c| c.restore.as_mut()) {
+            waiting.oom_score = bundle.process.oom_score_adj;
+        }
         Ok(())
     }
 
@@ -233,11 +239,21 @@ impl Monitor {
     fn restore_worked(&mut self, number: u32, ended: Option<ExitStatus>) {
         let Some(container) = self.containers.get_mut(&number) else { return };
         let Some(waiting) = container.restore.take() else { return };
+        let (id, cgroup, pid) = (container.id.clone(), container.cgroup.clone(), container.pid);
+        if ended.is_none()
+            && let Err(error) = self.give_oom_score(&cgroup, pid, waiting.oom_score)
+        {
+            tell(&format!(
+                "the restored container {id} has not the OOM score {}: {error}",
+                waiting.oom_score
+            ));
+        }
+        let Some(container) = self.containers.get_mut(&number) else { return };
         // It is restored as it was: frozen, on v1.
         if let Err(error) = self.cgroups.thaw(&container.freezer)
             && ended.is_none()
         {
-            tell(&format!("could not thaw the restored container {}: {error}", container.id));
+            tell(&format!("could not thaw the restored container {id}: {error}"));
         }
         container.restored = true;
         container.phase = Phase::Running;

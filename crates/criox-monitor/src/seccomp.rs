@@ -15,6 +15,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use criox_monitor_api::frame::MAX_MESSAGE;
 use criox_monitor_api::proto::{
     ForbiddenCall, ForbiddenCalls, SeccompListening, SeccompNotified, event, failure::Kind, reply,
 };
@@ -37,6 +38,9 @@ const MAX_FILTERS: usize = 1024;
 const MAX_SAID: usize = 8 << 20;
 /// Calls that are told apart: a filter whose default action asks lets a program think of any number.
 const MAX_CALLS: usize = 512;
+/// What a call of a list takes in a frame at most, and all of them together: the frame holds the pod's containers, too.
+const CALL_BYTES: usize = 32;
+pub(crate) const LISTED_BYTES: usize = MAX_MESSAGE / 2;
 /// Answers for one container in each [`SLICE`]: who calls more often waits, and so costs no others the monitor's time.
 const ANSWERS: u32 = 64;
 const SLICE: Duration = Duration::from_millis(10);
@@ -169,6 +173,18 @@ impl Calls {
     }
 }
 
+/// The calls told apart as long as there is room for them, else only how many there were: events tell the rest.
+fn fit(mut told: ForbiddenCalls, room: &mut usize) -> ForbiddenCalls {
+    match room.checked_sub(told.calls.len() * CALL_BYTES) {
+        Some(left) => *room = left,
+        None => {
+            let count = told.calls.iter().fold(0, |sum: u64, call| sum.saturating_add(call.count));
+            told.calls = vec![ForbiddenCall { arch: 0, number: 0, count }];
+        }
+    }
+    told
+}
+
 impl Notifier {
     fn open(run_dir: &Path, name: &str, container_id: &str) -> io::Result<Self> {
         seccomp_notify::check_support()?;
@@ -226,9 +242,10 @@ impl Seccomp {
         found.map(|(number, _)| *number)
     }
 
-    /// The calls of a container.
-    pub(crate) fn calls(&self, container_id: &str) -> Option<ForbiddenCalls> {
-        self.notifiers.get(&self.of(container_id)?)?.calls.to_proto()
+    /// The calls of a container, for a list with room for so many bytes of them.
+    pub(crate) fn calls(&self, container_id: &str, room: &mut usize) -> Option<ForbiddenCalls> {
+        let calls = self.notifiers.get(&self.of(container_id)?)?.calls.to_proto()?;
+        Some(fit(calls, room))
     }
 }
 
@@ -412,6 +429,8 @@ impl Monitor {
 
 #[cfg(test)]
 mod tests {
+    use criox_monitor_api::proto::{ContainerState, ListReply, Message};
+
     use super::*;
 
     #[test]
@@ -431,6 +450,28 @@ mod tests {
         assert_eq!(told.calls[0], ForbiddenCall { arch: 1, number: -1, count: 4 });
         let others = told.calls.last().unwrap();
         assert_eq!((others.arch, others.count), (0, 10_001 - u64::try_from(MAX_CALLS).unwrap()));
+    }
+
+    #[test]
+    fn a_list_of_many_containers_with_many_calls_fits_into_a_frame() {
+        let calls = vec![ForbiddenCall { arch: u32::MAX, number: -1, count: u64::MAX / 1024 }; MAX_CALLS + 1];
+        let calls = ForbiddenCalls { calls, first_at: i64::MAX, last_at: i64::MAX };
+        let mut room = LISTED_BYTES;
+        let containers: Vec<_> = (0..500)
+            .map(|number| ContainerState {
+                container_id: format!("{number:064}"),
+                cgroup: "x".repeat(200),
+                forbidden: Some(fit(calls.clone(), &mut room)),
+                ..ContainerState::default()
+            })
+            .collect();
+        let told = |at: usize| containers[at].forbidden.clone().unwrap();
+        assert_eq!(told(0), calls);
+        assert_eq!((told(499).calls.len(), told(499).first_at), (1, i64::MAX));
+        assert_eq!(told(499).calls[0].count, u64::MAX / 1024 * 513);
+        let list = reply::Result::List(ListReply { containers, ..ListReply::default() });
+        let reply = Message { kind: Some(crate::client::reply(u64::MAX, list)) };
+        criox_monitor_api::frame::encode(&reply, &mut Vec::new()).unwrap();
     }
 
     #[test]

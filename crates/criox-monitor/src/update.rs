@@ -199,10 +199,26 @@ impl Monitor {
             return Ok(());
         }
         put(&score_file(pid), &score.to_string())?;
+        self.follow_oom_score(cgroup, pid, score, |now| now == old);
+        Ok(())
+    }
+
+    /// After a restore: CRIU gives each process the score that it had at the checkpoint, which may have been that of
+    /// another kind of pod, or anything in one from elsewhere. None is left below the container's.
+    pub(crate) fn give_oom_score(&self, cgroup: &str, pid: i32, score: i32) -> io::Result<()> {
+        let old = oom_score(pid)?;
+        if old != score {
+            put(&score_file(pid), &score.to_string())?;
+        }
+        self.follow_oom_score(cgroup, pid, score, |now| now < score || (now == old && now != score));
+        Ok(())
+    }
+
+    fn follow_oom_score(&self, cgroup: &str, first: i32, score: i32, follows: impl Fn(i32) -> bool) {
         for _ in 0..LOOKS {
             let mut found = false;
             for other in self.cgroups.procs(cgroup).unwrap_or_default() {
-                if other != pid && oom_score(other).is_ok_and(|now| now == old) {
+                if other != first && oom_score(other).is_ok_and(&follows) {
                     // One that has ended meanwhile is no error.
                     found |= put(&score_file(other), &score.to_string()).is_ok();
                 }
@@ -211,7 +227,6 @@ impl Monitor {
                 break;
             }
         }
-        Ok(())
     }
 }
 

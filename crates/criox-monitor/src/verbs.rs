@@ -18,7 +18,7 @@ use crate::journald::Origin;
 use crate::log_writer::Job;
 use crate::monitor::{Monitor, Timer};
 use crate::pipes::Pipes;
-use crate::{exits, namespaces, oci};
+use crate::{exits, namespaces, oci, seccomp};
 
 /// Where the daemon sets none.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -143,8 +143,9 @@ impl Monitor {
 
     fn list(&self) -> reply::Result {
         let mut containers: Vec<_> = self.containers.values().filter_map(Container::state).collect();
+        let mut room = seccomp::LISTED_BYTES;
         for state in &mut containers {
-            state.forbidden = self.seccomp.calls(&state.container_id);
+            state.forbidden = self.seccomp.calls(&state.container_id, &mut room);
         }
         reply::Result::List(ListReply {
             containers,

@@ -300,6 +300,42 @@ fn numbers(pod: &Pod, id: &str) -> Vec<u32> {
     pod.lines(id).iter().filter_map(|line| line.rsplit(' ').next()?.trim().parse().ok()).collect()
 }
 
+/// CRIU gives each process the score of its checkpoint, which may be another's or, from elsewhere, one that no container
+/// gets.
+#[test]
+fn a_restored_container_has_the_oom_score_that_is_asked_for_and_no_process_less() {
+    if !ready(CRUN) {
+        return;
+    }
+    let mut pod = Pod::new(CRUN);
+    let create = waiting(&pod, "sleep 60 & sleep 61 & sleep 62 & wait", "");
+    // As CRIU does it: the first process and its first child as at the checkpoint, one that has chosen a higher score, and
+    // one below all.
+    let text = format!(
+        "case \"$*\" in *' restore '*) {RUNS}
+        \"$real\" \"$@\" || exit
+        for arg; do case \"$before\" in --pid-file) first=$(cat \"$arg\") ;; esac; before=$arg; done
+        until [ $(wc -w < /proc/$first/task/$first/children) = 3 ]
+        do sleep 0.01; done
+        set -- $(cat /proc/$first/task/$first/children)
+        for process in $first:500 $1:500 $2:800 $3:100; do
+            echo ${{process#*:}} > /proc/${{process%:*}}/oom_score_adj
+        done
+        exit 0 ;; esac
+        exec $real \"$@\""
+    );
+    pod.create_with(proto::Create { runtime: Some(fake(&pod, &text)), ..create });
+    let first = restored(&mut pod).pid;
+    let score = |pid: &str| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+        text.trim().parse::<i32>().unwrap()
+    };
+    let children = std::fs::read_to_string(format!("/proc/{first}/task/{first}/children")).unwrap();
+    let scores: Vec<i32> = children.split_whitespace().map(score).collect();
+    assert_eq!((score(&first.to_string()), scores), (321, vec![321, 800, 321]));
+    pod.delete("c1");
+}
+
 /// What a test changes in a bundle's configuration.
 type Change = Box<dyn FnOnce(&mut serde_json::Value)>;
 

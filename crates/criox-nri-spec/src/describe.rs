@@ -5,7 +5,7 @@ use criox_nri::proto;
 use criox_spec::oci;
 
 /// The system call filter that a container asks for.
-pub fn seccomp_profile(config: &v1::ContainerConfig) -> Option<proto::SecurityProfile> {
+pub(crate) fn seccomp_profile(config: &v1::ContainerConfig) -> Option<proto::SecurityProfile> {
     use proto::security_profile::ProfileType;
     let asked = config.linux.as_ref()?.security_context.as_ref()?.seccomp.as_ref()?;
     let profile_type = match asked.profile_type() {
@@ -20,7 +20,7 @@ pub fn seccomp_profile(config: &v1::ContainerConfig) -> Option<proto::SecurityPr
 }
 
 /// A container of which something is `known`, with what its specification says.
-pub fn describe(spec: &oci::Spec, known: proto::Container) -> proto::Container {
+pub(crate) fn describe(spec: &oci::Spec, known: proto::Container) -> proto::Container {
     let process = &spec.process;
     let linux = linux(spec, known.linux.clone().unwrap_or_default());
     proto::Container {

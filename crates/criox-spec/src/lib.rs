@@ -12,6 +12,7 @@ mod build;
 mod capabilities;
 mod cdi;
 mod devices;
+mod dns;
 mod error;
 mod input;
 mod mounts;
@@ -27,6 +28,7 @@ mod security;
 mod selinux;
 mod stop_signal;
 mod sysctl;
+mod update;
 mod user;
 
 pub use annotations::{GATED, filter_annotations, gated_annotation};
@@ -36,6 +38,7 @@ pub use cdi::{
     CdiError, CdiFacts, CdiFile, CdiFormat, CdiName, Edits as CdiEdits, HostNode, cdi_names,
     inject as inject_cdi, parse_cdi,
 };
+pub use dns::resolv_conf;
 pub use error::{ErrorKind, SpecError, Warning, WarningTopic};
 pub use input::{
     Built, Defaults, DeviceKind, EffectiveUser, HandlerFeatures, Identity, ImageFacts, NamespaceSource,
@@ -55,4 +58,5 @@ pub use security::sandbox_security_check;
 pub use selinux::{MCS_LEVELS, container_labels, mcs_level, parse_lxc_contexts, pod_labels};
 pub use stop_signal::StopSignal;
 pub use sysctl::{parse_sysctl, sandbox_sysctls};
+pub use update::{completed_update, merged_update, updated_oom_score};
 pub use user::{resolve_user, sandbox_user_check};

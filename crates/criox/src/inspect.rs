@@ -2,8 +2,8 @@
 //! and `/config` for people.
 
 use criox_cri::v1;
-use criox_lifecycle::record::{ContainerPhase, ContainerRecord, SandboxRecord};
 use criox_lifecycle::{Lifecycle, PodView};
+use criox_records::{ContainerPhase, ContainerRecord, SandboxRecord, namespace_options};
 use http::header::CONTENT_TYPE;
 use http::{Method, Response, StatusCode};
 use http_body_util::Full;
@@ -112,7 +112,7 @@ fn pid(record: &ContainerRecord) -> i32 {
 }
 
 fn host_network(sandbox: &SandboxRecord) -> bool {
-    let options = criox_lifecycle::status::namespace_options(&sandbox.config.0);
+    let options = namespace_options(&sandbox.config.0);
     options.network() == v1::NamespaceMode::Node
 }
 

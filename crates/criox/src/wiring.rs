@@ -7,7 +7,7 @@ use criox_config::registries::RegistriesPaths;
 use criox_config::storage::StoreOptions as StorageOptions;
 use criox_config::value::CgroupManager;
 use criox_config::{AuthFile, CertsD, Config, Loaded, Origin, Policy, Problem, Problems, Registries};
-use criox_image::{ImageOptions, Timeouts};
+use criox_image::{ImageOptions, Proxies, Timeouts};
 use criox_network::NetworkOptions;
 use criox_spec::{Defaults, Ulimit};
 use criox_store::StoreOptions;
@@ -67,6 +67,7 @@ pub(crate) fn image_options(loaded: &Loaded) -> Result<ImageOptions, Problems> {
         certs: CertsD::system(home.as_deref()),
         pinned,
         timeouts,
+        proxies: Proxies::from_environment(),
         user_agent: format!("cri-o/{RUNTIME_VERSION} os/linux arch/{}", std::env::consts::ARCH),
         ..ImageOptions::default()
     })

@@ -6,9 +6,11 @@ mod faults;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use criox_cri::v1::{ContainerState, PodSandboxState};
+use criox_cri::v1::{ContainerState, PodSandboxState, PortMapping};
 use faults::{Place, Reboot, STEPS, Script, ServiceGroup, monitor, monitor_groups, signal, signal_all};
-use testkit::{Cri, Daemon, Result, wait_for};
+use testkit::daemon::plugins_dir;
+use testkit::standin::Behaviour;
+use testkit::{Cri, Daemon, Result, StandIn, wait_for};
 
 fn main() -> ExitCode {
     testkit::harness::run(&[
@@ -18,6 +20,7 @@ fn main() -> ExitCode {
         ("twenty pods are back in a moment", twenty_pods),
         ("a damaged record costs its own pod at most, and a newer one is left alone", damaged_records),
         ("a reboot ends pods and gives their addresses back", reboot),
+        ("a host port whose rules a removed pod still owes stays taken", owed_port),
         ("a pod whose monitor is killed is lost within two seconds", monitor_killed),
         ("a monitor killed while the daemon was dead is noticed at the start", monitor_killed_meanwhile),
         ("a silent monitor holds up nobody, and its pod can be stopped and removed", monitor_silent),
@@ -54,6 +57,34 @@ fn untouched() -> Result {
     let after = counted(&cri.log(&container)?)?;
     // Half of what an idle machine would write.
     assert!(killed > 20 && after > killed, "{killed} lines while the daemon was dead, {after} later");
+    place.finish()
+}
+
+fn owed_port() -> Result {
+    let portmap = StandIn::plugin("portmap", &plugins_dir())?;
+    let mut place = Place::with(|builder| builder.plugins(portmap.dir()))?;
+    let wanting = |cri: &Cri, name: &str| {
+        let mut config = cri.pod(name);
+        let port = PortMapping { container_port: 8080, host_port: 18_099, ..PortMapping::default() };
+        config.port_mappings = vec![port];
+        config
+    };
+    let cri = place.cri()?;
+    let gone = cri.run_pod(&wanting(&cri, "gone"))?;
+    portmap.set("DEL", Behaviour::Fail)?;
+    cri.remove_pod(&gone)?;
+    place.daemon.kill()?;
+    place.daemon.start()?;
+    let cri = place.cri()?;
+    let refused = cri.run_pod(&wanting(&cri, "early")).err().ok_or("two pods have one port")?.to_string();
+    assert!(refused.contains(&format!("18099/tcp is already mapped to sandbox {gone}")), "{refused}");
+    portmap.set("DEL", Behaviour::Real)?;
+    // Debts are paid at a start, and each minute.
+    place.daemon.kill()?;
+    place.daemon.start()?;
+    let cri = place.cri()?;
+    let next = wanting(&cri, "next");
+    wait_for("the port to be free", LIMIT, || Ok(cri.run_pod(&next).ok()))?;
     place.finish()
 }
 

@@ -3,6 +3,7 @@
 //! In effect where the kernel enforces or reports by SELinux and the configuration does not turn it off. What a label
 //! is made of is `criox-spec`'s; here is what needs the node.
 
+mod labelling;
 mod relabel;
 
 use std::collections::{HashMap, HashSet};
@@ -17,6 +18,7 @@ use criox_sys::{durable, lsm};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+pub use labelling::Labelling;
 pub use relabel::relabel;
 
 /// Labels of a pod, as its record keeps them.
@@ -92,7 +94,7 @@ impl Selinux {
             }
         };
         let labels = criox_spec::pod_labels(config, &policy.defaults, &level)
-            .map_err(|error| Error::Invalid(format!("config.{error}")))?;
+            .map_err(|error| Error::invalid(format!("config.{error}")))?;
         Ok(Some(Labels { process: labels.process, mount: labels.mount }))
     }
 
@@ -120,7 +122,7 @@ impl Selinux {
         }
         criox_spec::container_labels(container, &pod.as_spec())
             .map(Some)
-            .map_err(|error| Error::Invalid(format!("config.{error}")))
+            .map_err(|error| Error::invalid(format!("config.{error}")))
     }
 }
 

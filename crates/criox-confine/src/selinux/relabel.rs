@@ -71,7 +71,7 @@ pub(super) fn relabel_as(
             "{} belongs to the system: SELinux relabelling would take it from everything else; mount it without",
             path.display()
         );
-        return Err(Error::Invalid(format!("{field}: {reason}")));
+        return Err(Error::invalid(format!("{field}: {reason}")));
     }
     let failed = |(at, error): (PathBuf, io::Error)| {
         let text = format!("{field}: SELinux label of {} in {}", at.display(), path.display());

@@ -173,7 +173,7 @@ fn directories_of_the_system_are_never_labelled() {
     {
         let error = relabel_as(Path::new(path), STAND_IN, LABEL, false, "config.mounts[3].selinux_relabel");
         let error = error.expect_err(path);
-        assert!(matches!(error, Error::Invalid(_)), "{error:?}");
+        assert!(matches!(error, Error::Invalid { .. }), "{error:?}");
         assert!(error.to_string().contains("config.mounts[3].selinux_relabel"), "{error}");
         assert!(error.to_string().contains(path), "{error}");
     }

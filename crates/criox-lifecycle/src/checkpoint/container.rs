@@ -7,22 +7,24 @@ use std::time::Duration;
 
 use criox_checkpoint::space::RESERVE;
 use criox_checkpoint::{archive, copy_log};
+use criox_checkpoint_policy::{capturable, place};
 use criox_cri::ids::ContainerId;
 use criox_sys::durable;
 
+use super::call::Call;
 use super::cut::{self, Part};
 use super::effort::Effort;
-use super::{DEFAULT, describe, failed, place, step};
+use super::{describe, failed, own_directories, step};
 use crate::context::{Context, blocking};
 use crate::engine::Lifecycle;
 use crate::error::{Error, Result};
-use crate::pod::{Grant, Request};
+use crate::pod::Grant;
 
 /// How long the disk may take to remove a capture, or to look at a path.
 const DISK: Duration = Duration::from_secs(60);
 
 impl Lifecycle {
-    /// CheckpointContainer: writes an archive to `location` within `limit`, or within [`DEFAULT`]. The container goes on.
+    /// CheckpointContainer: writes an archive to `location` within `limit`, or within ten minutes. The container goes on.
     ///
     /// # Errors
     /// Checkpoints are off, or can't be made here; unknown or not running; a place that can't be written to; CRIU
@@ -39,36 +41,19 @@ impl Lifecycle {
         let object = format!("checkpoint of container {}", record.id);
         let location = blocking("look at the location", &object, DISK, {
             let (context, location) = (context.clone(), location.to_owned());
-            move || place::archive(&context, &location)
+            move || Ok(place::archive(&own_directories(&context), &location)?)
         });
         let location = location.await?;
         let claim = context.checkpoints.claim(location.display().to_string())?;
         let handler = context.handlers.get(&view.sandbox.runtime_handler)?;
         let runtime = handler.checkpoints().await?;
-        describe::possible(&record)?;
-        let ids = vec![record.id];
-        let grant = view.pod.ask(|reply| Request::Checkpoint { ids, reply }).await?;
-        let (mut effort, caller) = Effort::new(&object, limit.unwrap_or(DEFAULT));
-        effort.heed(grant.ends.iter().cloned());
-        // Detached: whoever asked may go, and what was made has to be removed all the same.
-        let work = tokio::spawn({
+        capturable(&record)?;
+        let call = Call { view: &view, ids: vec![record.id], object: &object, claim, limit };
+        call.work(|grant, mut effort| {
             let context = context.clone();
-            async move {
-                let done = Box::pin(checkpoint(&context, &grant, &runtime, &location, &mut effort)).await;
-                drop(claim);
-                done
-            }
-        });
-        let done = work.await;
-        drop(caller);
-        let at =
-            done.map_err(|panic| Error::failed(format!("internal error in {object}")).because(panic))??;
-        let ids = vec![record.id];
-        let noted = view.pod.ask(|reply| Request::Checkpointed { ids, at, reply }).await;
-        if let Err(error) = noted {
-            tracing::debug!(container = %record.id, error = error.chain(), "gone since its checkpoint");
-        }
-        Ok(())
+            Box::pin(async move { checkpoint(&context, &grant, &runtime, &location, &mut effort).await })
+        })
+        .await
     }
 }
 

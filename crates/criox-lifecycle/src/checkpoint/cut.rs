@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use criox_checkpoint::RootChanges;
 use criox_checkpoint::space::RESERVE;
+use criox_confine::Users;
 use criox_monitor_api::proto;
+use criox_records::ContainerRecord;
 use tokio::time::timeout;
 
 use super::describe::Described;
@@ -17,8 +19,6 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::monitor;
 use crate::pod::Grant;
-use crate::record::ContainerRecord;
-use crate::userns::Users;
 
 /// How long the processes of all containers may take to stop.
 const FREEZE: Duration = Duration::from_secs(10);

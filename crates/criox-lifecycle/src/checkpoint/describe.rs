@@ -7,13 +7,12 @@ use std::path::{Path, PathBuf};
 
 use criox_checkpoint::space::{self, RESERVE};
 use criox_checkpoint::{BindMount, ConfigDump, Metadata, SpecDump, names};
+use criox_records::{ContainerRecord, SandboxRecord, names as crio_names};
 use criox_store::Timestamp;
 
 use super::failed;
 use crate::context::Context;
-use crate::error::{Error, Kind, Result};
-use crate::names as crio_names;
-use crate::record::{ContainerRecord, SandboxRecord};
+use crate::error::{Error, Result};
 
 /// The most that is read of a specification of ours.
 const SPEC_MAX: u64 = 16 << 20;
@@ -66,18 +65,6 @@ pub(super) fn make_directory(path: &Path) -> Result<()> {
     make(&path.join(names::IMAGES)).map_err(failed)
 }
 
-/// Refuses what CRIU is known not to capture.
-pub(super) fn possible(record: &ContainerRecord) -> Result<()> {
-    if record.notifier.is_some() {
-        let text = format!(
-            "container {} has a seccomp notifier, which CRIU can't take along; run it without seccomp-notifier-action.crio.io",
-            record.id
-        );
-        return Err(Error::new(Kind::FailedPrecondition, text));
-    }
-    Ok(())
-}
-
 fn config(sandbox: &SandboxRecord, record: &ContainerRecord, runtime: &str, at: i64) -> ConfigDump {
     let asked = record.config.0.image.as_ref();
     let asked = asked.map(|image| match image.user_specified_image.as_str() {
@@ -92,18 +79,14 @@ fn config(sandbox: &SandboxRecord, record: &ContainerRecord, runtime: &str, at: 
         rootfs_image_ref: record.image.id.clone(),
         rootfs_image_name: record.image.name.clone(),
         runtime: runtime.to_owned(),
-        created: timestamp(record.created_at),
-        checkpointed: timestamp(at),
-        restored_at: if record.restored { timestamp(record.started_at) } else { Timestamp::ZERO },
+        created: Timestamp::from_unix_nanos(record.created_at),
+        checkpointed: Timestamp::from_unix_nanos(at),
+        restored_at: if record.restored {
+            Timestamp::from_unix_nanos(record.started_at)
+        } else {
+            Timestamp::ZERO
+        },
         restored: record.restored,
-    }
-}
-
-/// Nanoseconds since the epoch.
-pub(super) fn timestamp(nanoseconds: i64) -> Timestamp {
-    Timestamp {
-        seconds: nanoseconds.div_euclid(1_000_000_000),
-        nanoseconds: u32::try_from(nanoseconds.rem_euclid(1_000_000_000)).unwrap_or(0),
     }
 }
 

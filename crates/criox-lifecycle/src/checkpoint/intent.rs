@@ -4,13 +4,12 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
 use criox_checkpoint::pod;
+use criox_checkpoint_policy::place::Output;
 use criox_cri::ids::SandboxId;
 use serde::{Deserialize, Serialize};
 
-use super::place::Output;
 use crate::context::Context;
 use crate::error::{Error, Result, chain};
-use crate::record;
 
 /// The note.
 #[derive(Debug, Serialize, Deserialize)]
@@ -25,12 +24,12 @@ struct Intent {
 /// Notes it.
 pub(super) fn note(context: &Context, sandbox: &SandboxId, output: &Output) -> Result<()> {
     let intent = Intent {
-        version: record::VERSION,
+        version: criox_records::VERSION,
         output: output.path.clone(),
         device: output.device,
         inode: output.inode,
     };
-    record::write(&context.paths.checkpoint_intent(sandbox.as_str()), &intent)
+    criox_records::write(&context.paths.checkpoint_intent(sandbox.as_str()), &intent)
         .map_err(|error| Error::failed(format!("checkpoint of pod sandbox {sandbox}")).because(error))
 }
 
@@ -42,9 +41,11 @@ pub(super) fn forget(context: &Context, sandbox: &SandboxId) -> Result<()> {
 /// Removes what a daemon that was killed has written of a pod's checkpoint: its caller was given an error.
 pub(crate) fn undo(context: &Context, sandbox: &SandboxId) {
     let path = context.paths.checkpoint_intent(sandbox.as_str());
-    let intent: Intent = match record::read(&path) {
+    let intent: Intent = match criox_records::read(&path) {
         Ok(intent) => intent,
-        Err(record::RecordError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+        Err(criox_records::RecordError::Io { source, .. })
+            if source.kind() == std::io::ErrorKind::NotFound =>
+        {
             return;
         }
         Err(error) => {

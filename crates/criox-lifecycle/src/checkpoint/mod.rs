@@ -2,9 +2,8 @@
 //!
 //! | module | about |
 //! |---|---|
-//! | [`switch`] | whether any of it is allowed on this node |
-//! | [`place`] | where a checkpoint may be written |
 //! | [`effort`] | how long a call may work, and who may end it sooner |
+//! | [`call`] | the frame around a call: grant, time, detached work |
 //! | [`cut`] | containers frozen together, each captured, thawed |
 //! | [`lease`] | what holds containers frozen |
 //! | [`describe`] | what a checkpoint says about its container |
@@ -12,35 +11,33 @@
 //! | [`pod`] | CheckpointPod |
 //! | [`intent`] | what a daemon that was killed over a pod's checkpoint has left |
 //! | [`source`] | what CreateContainer is to restore, copied to a place of ours |
-//! | [`fits`] | whether a checkpoint is what the request expects and allows |
 //! | [`restore_pod`] | RestorePod |
 //!
-//! Nothing in a checkpoint is a policy: users, capabilities, filters, labels, mounts, limits and annotations come from
-//! the request that restores it.
+//! Whether it is allowed, where to, and whether a checkpoint fits a request, is `criox-checkpoint-policy`'s to say.
 
+mod call;
 mod container;
 mod cut;
 mod describe;
 mod effort;
-mod fits;
 mod intent;
 mod lease;
-mod place;
 mod pod;
 mod restore_pod;
 pub(crate) mod source;
-mod switch;
 
+use std::path::Path;
 use std::time::Duration;
 
 pub(crate) use container::sweep;
 pub(crate) use intent::undo;
 pub use restore_pod::RestoredPod;
-pub use switch::Checkpoints;
 
+use criox_records::ContainerRecord;
+use criox_store::Timestamp;
+
+use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::names;
-use crate::record::ContainerRecord;
 
 /// How long a call may take that sets no time itself.
 const DEFAULT: Duration = Duration::from_secs(600);
@@ -52,7 +49,7 @@ pub(crate) fn step(name: &'static str) -> Result<()> {
 }
 
 /// An error over a checkpoint's files; what failed comes first.
-fn failed(what: impl Into<String>, error: criox_checkpoint::Error) -> Error {
+pub(crate) fn failed(what: impl Into<String>, error: criox_checkpoint::Error) -> Error {
     let kind = match &error {
         error if error.is_refusal() => Kind::InvalidArgument,
         criox_checkpoint::Error::Location { .. } => Kind::InvalidArgument,
@@ -63,7 +60,16 @@ fn failed(what: impl Into<String>, error: criox_checkpoint::Error) -> Error {
     Error::new(kind, what).because(error)
 }
 
+/// Where nothing of others is written: among images, containers and pods.
+fn own_directories(context: &Context) -> [&Path; 2] {
+    [context.store.graph_root(), &context.store.options().run_root]
+}
+
 /// When a container was last checkpointed, as RFC 3339; empty if never.
 pub fn checkpointed_at(record: &ContainerRecord) -> String {
-    if record.checkpointed_at == 0 { String::new() } else { names::rfc3339(record.checkpointed_at) }
+    if record.checkpointed_at == 0 {
+        String::new()
+    } else {
+        Timestamp::from_unix_nanos(record.checkpointed_at).to_string()
+    }
 }

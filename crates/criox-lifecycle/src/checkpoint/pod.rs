@@ -1,23 +1,23 @@
 //! CheckpointPod: containers of a pod as of one moment, in a directory of the caller's.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use criox_checkpoint::copy_log;
-use criox_checkpoint::pod::{self as layout, PodContainer, PodManifest};
-use criox_cri::ids::ContainerId;
+use criox_checkpoint::pod::{self as layout, PodManifest};
+use criox_checkpoint_policy::place::{self, Output};
+use criox_checkpoint_policy::{capturable, distinct, manifest_entries, no_options};
 use criox_cri::v1;
+use criox_store::Timestamp;
 
+use super::call::Call;
 use super::cut::{self, Part};
 use super::effort::Effort;
-use super::place::{self, Output};
-use super::{DEFAULT, describe, failed, intent, step};
+use super::{describe, failed, intent, own_directories, step};
 use crate::context::{Context, blocking};
 use crate::engine::Lifecycle;
-use crate::error::{Error, Kind, Result};
-use crate::pod::{Grant, Request};
-use crate::record::ContainerRecord;
+use crate::error::Result;
+use crate::pod::Grant;
 
 /// How long the disk may take to remove what was written, or to look at a path.
 const DISK: Duration = Duration::from_secs(60);
@@ -36,7 +36,7 @@ impl Lifecycle {
     ) -> Result<()> {
         let context = &self.context;
         context.checkpoints.checkpoint()?;
-        place::no_options(request.options.keys())?;
+        no_options(request.options.keys())?;
         let view = context.index.pod(&request.pod_sandbox_id)?;
         let sandbox = view.sandbox.id;
         let ids =
@@ -44,43 +44,30 @@ impl Lifecycle {
         let object = format!("checkpoint of pod sandbox {sandbox}");
         let output = blocking("look at the directory", &object, DISK, {
             let (context, path) = (context.clone(), request.output_path);
-            move || place::output(&context, &path)
+            move || Ok(place::output(&own_directories(&context), &path)?)
         });
         let output = output.await?;
         let claim = context.checkpoints.claim(output.path.display().to_string())?;
         let handler = context.handlers.get(&view.sandbox.runtime_handler)?;
         let runtime = handler.checkpoints().await?;
-        let grant = view.pod.ask(|reply| Request::Checkpoint { ids: ids.clone(), reply }).await?;
-        for record in &grant.containers {
-            describe::possible(record)?;
-        }
-        let containers = manifest_entries(&grant.containers)?;
-        let (mut effort, caller) = Effort::new(&object, limit.unwrap_or(DEFAULT));
-        effort.heed(grant.ends.iter().cloned());
-        let work = tokio::spawn({
+        let call = Call { view: &view, ids, object: &object, claim, limit };
+        call.work(|grant, mut effort| {
             let context = context.clone();
-            async move {
+            Box::pin(async move {
+                for record in &grant.containers {
+                    capturable(record)?;
+                }
                 let manifest = PodManifest {
                     version: layout::VERSION,
-                    created: describe::timestamp(context.clock.now()),
+                    created: Timestamp::from_unix_nanos(context.clock.now()),
                     handler: runtime,
                     arch: arch().to_owned(),
-                    containers,
+                    containers: manifest_entries(&grant.containers)?,
                 };
-                let done = Box::pin(checkpoint(&context, &grant, &manifest, &output, &mut effort)).await;
-                drop(claim);
-                done
-            }
-        });
-        let done = work.await;
-        drop(caller);
-        let at =
-            done.map_err(|panic| Error::failed(format!("internal error in {object}")).because(panic))??;
-        let noted = view.pod.ask(|reply| Request::Checkpointed { ids, at, reply }).await;
-        if let Err(error) = noted {
-            tracing::debug!(%sandbox, error = error.chain(), "gone since its checkpoint");
-        }
-        Ok(())
+                checkpoint(&context, &grant, &manifest, &output, &mut effort).await
+            })
+        })
+        .await
     }
 }
 
@@ -91,38 +78,6 @@ pub(super) fn arch() -> &'static str {
         "aarch64" => "arm64",
         other => other,
     }
-}
-
-/// The containers that a request names, each once.
-fn distinct(asked: &[String], find: impl Fn(&str) -> Result<ContainerId>) -> Result<Vec<ContainerId>> {
-    const FIELD: &str = "container_ids";
-    if asked.is_empty() {
-        return Err(Error::invalid(FIELD, "must not be empty; name the containers, there is no \"all\""));
-    }
-    let (mut ids, mut seen) = (Vec::new(), HashSet::new());
-    for id in asked {
-        let id = find(id)?;
-        if !seen.insert(id) {
-            return Err(Error::invalid(FIELD, format!("container {id} is named twice")));
-        }
-        ids.push(id);
-    }
-    Ok(ids)
-}
-
-/// A restore knows containers by their names, which can be those of directories.
-fn manifest_entries(records: &[Arc<ContainerRecord>]) -> Result<Vec<PodContainer>> {
-    let mut seen = HashSet::new();
-    let entry = |record: &Arc<ContainerRecord>| {
-        let metadata = record.config.0.metadata.clone().unwrap_or_default();
-        if !seen.insert(metadata.name.clone()) {
-            let text =
-                format!("two of the containers have the name {:?}; checkpoint one of them", metadata.name);
-            return Err(Error::new(Kind::FailedPrecondition, text));
-        }
-        Ok(PodContainer { name: metadata.name, id: record.id.to_string(), attempt: metadata.attempt })
-    };
-    records.iter().map(entry).collect()
 }
 
 async fn checkpoint(
@@ -199,28 +154,4 @@ async fn steps(
     step("checkpoint.finished")?;
     tracing::info!(%sandbox, output = %output.path.display(), "checkpointed a pod");
     Ok(at)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn id(digit: char) -> ContainerId {
-        ContainerId::parse(&digit.to_string().repeat(64)).expect("an ID")
-    }
-
-    #[test]
-    fn containers_are_named_once_each_and_at_least_one() {
-        let find = |text: &str| text.chars().next().map(id).ok_or_else(|| Error::no_container(text));
-        let asked = |ids: &[&str]| {
-            let ids: Vec<String> = ids.iter().map(|&id| id.to_owned()).collect();
-            distinct(&ids, find)
-        };
-        assert_eq!(asked(&["a", "b"]).expect("two"), [id('a'), id('b')]);
-        for bad in [&[][..], &["a", "b", "a"], &["aa", "a"]] {
-            let error = asked(bad).expect_err("not a set");
-            assert_eq!(error.kind(), Kind::InvalidArgument);
-            assert!(error.to_string().starts_with("container_ids: "), "{error}");
-        }
-    }
 }

@@ -1,25 +1,25 @@
 //! RestorePod: a new pod whose containers go on from a pod's checkpoint. It is made with the steps of RunPodSandbox and
 //! CreateContainer; an error, or a restart before its end, undoes all of it by ID.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use criox_checkpoint::ConfigDump;
 use criox_checkpoint::pod::PodCheckpoint;
+use criox_checkpoint_policy::{each_named_once, fits, no_options, place, same_names};
 use criox_cri::ids::{ContainerId, SandboxId};
 use criox_cri::v1;
+use criox_records::key::{self, ContainerKey, SandboxKey};
+use criox_records::{ContainerPhase, SandboxPhase};
 
 use super::effort::Effort;
 use super::source::Source;
-use super::{DEFAULT, failed, fits, place, step};
+use super::{DEFAULT, failed, step};
 use crate::context::blocking;
 use crate::engine::Lifecycle;
 use crate::error::{Error, Kind, Result};
-use crate::key::{self, ContainerKey, SandboxKey};
 use crate::pod::{Pod, Request};
-use crate::record::{ContainerPhase, SandboxPhase};
 use crate::{sandbox, userns};
 
 /// Looking at a checkpoint.
@@ -56,7 +56,7 @@ impl Lifecycle {
     ) -> Result<RestoredPod> {
         let context = &self.context;
         context.checkpoints.restore()?;
-        place::no_options(request.options.keys())?;
+        no_options(request.options.keys())?;
         let wanted = self.wanted(request).await?;
         let SandboxKey { namespace, name, attempt, .. } = &wanted.key;
         let object = format!("restore of pod {namespace}/{name} with attempt {attempt}");
@@ -90,7 +90,7 @@ impl Lifecycle {
         let runtime = handler.checkpoints().await?;
         sandbox::run::validate(context, &config, &request.runtime_handler)?;
         userns::possible(context, &config, &request.runtime_handler).await?;
-        let names = names(&request.container_configs)?;
+        let names = each_named_once(&request.container_configs)?;
         let path = request.checkpoint_path;
         let object = format!("checkpoint {path:?}");
         let checkpoint = blocking("look at a pod's checkpoint", &object, LOOK, move || {
@@ -209,73 +209,4 @@ async fn hand_over(pod: &Pod, containers: &[(String, ContainerId)]) {
 
 fn of_container(name: &str, error: Error) -> Error {
     Error::new(error.kind(), format!("container {name:?}")).because(error)
-}
-
-/// The names of the configurations, each once.
-fn names(configs: &[v1::ContainerConfig]) -> Result<Vec<String>> {
-    const FIELD: &str = "container_configs";
-    if configs.is_empty() {
-        return Err(Error::invalid(FIELD, "must not be empty"));
-    }
-    let (mut names, mut seen) = (Vec::new(), BTreeSet::new());
-    for (index, config) in configs.iter().enumerate() {
-        let key =
-            ContainerKey::of(config).map_err(|error| Error::invalid(&format!("{FIELD}[{index}]"), error))?;
-        if !seen.insert(key.name.clone()) {
-            return Err(Error::invalid(FIELD, format!("{:?} is named twice", key.name)));
-        }
-        names.push(key.name);
-    }
-    Ok(names)
-}
-
-/// Exactly the containers of the checkpoint.
-fn same_names<'a>(asked: &[String], there: impl IntoIterator<Item = &'a str>) -> Result<()> {
-    let asked: BTreeSet<&str> = asked.iter().map(String::as_str).collect();
-    let there: BTreeSet<&str> = there.into_iter().collect();
-    let list = |names: BTreeSet<&str>| names.into_iter().collect::<Vec<_>>().join(", ");
-    let unknown: BTreeSet<&str> = asked.difference(&there).copied().collect();
-    let missing: BTreeSet<&str> = there.difference(&asked).copied().collect();
-    match (unknown.is_empty(), missing.is_empty()) {
-        (true, true) => Ok(()),
-        (false, _) => {
-            Err(Error::invalid("container_configs", format!("the checkpoint has no {}", list(unknown))))
-        }
-        (true, false) => Err(Error::invalid(
-            "container_configs",
-            format!("of the checkpoint these are missing: {}", list(missing)),
-        )),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config(name: &str) -> v1::ContainerConfig {
-        let metadata = v1::ContainerMetadata { name: name.into(), attempt: 0 };
-        v1::ContainerConfig { metadata: Some(metadata), ..Default::default() }
-    }
-
-    #[test]
-    fn configurations_are_exactly_those_of_the_checkpoint() {
-        assert_eq!(names(&[config("a"), config("b")]).expect("two"), ["a", "b"]);
-        for (bad, word) in [
-            (vec![], "empty"),
-            (vec![config("a"), config("a")], "twice"),
-            (vec![config("")], "container_configs[0]"),
-            (vec![config("a"), v1::ContainerConfig::default()], "container_configs[1]"),
-        ] {
-            let error = names(&bad).expect_err(word);
-            assert!(error.to_string().contains(word), "{error}");
-        }
-        let asked = ["a".to_owned(), "b".to_owned()];
-        same_names(&asked, ["b", "a"]).expect("the same");
-        for (there, word) in
-            [(&["a"][..], "has no b"), (&["a", "b", "c"], "missing: c"), (&["c"], "has no a, b")]
-        {
-            let error = same_names(&asked, there.iter().copied()).expect_err(word);
-            assert!(error.to_string().contains(word), "{error}");
-        }
-    }
 }

@@ -9,21 +9,21 @@ use std::time::{Duration, Instant};
 
 use criox_checkpoint::space::RESERVE;
 use criox_checkpoint::{ApplyChanges, Cancel, ConfigDump, Intake, Limits, archive};
+use criox_checkpoint_policy::fits::{self, Expected};
+use criox_confine::Users;
 use criox_cri::ids::ContainerId;
 use criox_cri::v1;
 use criox_image::ImageInfo;
 use criox_monitor_api::proto;
+use criox_records::{ContainerRecord, Encoded, SandboxRecord};
 use criox_spec::oci;
 use criox_sys::durable;
 
-use super::fits::{self, Expected};
 use super::{DEFAULT, failed};
 use crate::container::bundle::Bundle;
 use crate::container::create::{Work, find_image};
 use crate::context::{Context, blocking};
 use crate::error::{Error, Kind, Result};
-use crate::record::{ContainerRecord, Encoded, SandboxRecord};
-use crate::userns::Users;
 
 /// The annotation of a manifest by which an image is known as a checkpoint, as CRI-O has it.
 const CHECKPOINT_NAME: &str = "io.kubernetes.cri-o.annotations.checkpoint.name";

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use criox_monitor_api::client::Client;
 use criox_monitor_api::proto::{self, request};
+use criox_records::ContainerRecord;
 use criox_streaming::{AttachRequest, Control, Exit, Failure, Process, Streams, TerminalSize};
 use criox_sys::socket;
 use futures_util::future::BoxFuture;
@@ -15,7 +16,6 @@ use super::exec;
 use crate::error::{Error, Kind, Result};
 use crate::index::PodView;
 use crate::monitor;
-use crate::record::ContainerRecord;
 
 /// Whether the request fits the container.
 pub(crate) fn check(record: &ContainerRecord, tty: bool) -> Result<()> {
@@ -122,7 +122,7 @@ impl Control for AttachControl {
 
 /// Whether anybody can attach to it.
 pub(crate) fn ready(pod: &PodView, record: &ContainerRecord) -> Result<()> {
-    use crate::record::ContainerPhase::{Created, Running};
+    use criox_records::ContainerPhase::{Created, Running};
     if !matches!(record.phase, Created | Running) {
         let message = format!("container {} does not run: nobody can attach to it", record.id);
         return Err(Error::new(Kind::FailedPrecondition, message));

@@ -7,29 +7,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use criox_config::value::ImageVolumes;
+use criox_confine::{Labelling, SeccompArtifact, Users, Ways};
 use criox_cri::v1;
 use criox_image::ImageInfo;
+use criox_records::{
+    ContainerPhase, ContainerRecord, ImageVolume, Namespace, ProcessIdentity, SandboxRecord, names,
+    namespace_options,
+};
 use criox_spec::{
     Built, EffectiveUser, ErrorKind, HandlerFeatures, Identity, ImageFacts, NamespaceSource, Namespaces,
     ProvidedMounts, ResolvedMount, SelinuxLabels, SpecInput, oci,
 };
-use criox_store::ContainerDraft;
+use criox_store::{ContainerDraft, Timestamp};
 use criox_sys::durable;
 use criox_sys::idmap::{self, IdRange};
 use criox_sys::inroot::{self, Root};
 use criox_sys::mount::{self, MountInfo};
 
 use super::create::Work;
-use super::labels::Labelling;
-use super::{devices, image_volume, log, timezone};
+use super::{image_volume, log, timezone};
 use crate::context::Context;
 use crate::error::{Error, Kind, Result};
-use crate::names;
-use crate::paths::Namespace;
-use crate::record::{ContainerPhase, ContainerRecord, ImageVolume, ProcessIdentity, SandboxRecord};
-use crate::seccomp::artifact;
-use crate::status;
-use crate::userns::{self, Users};
+use crate::userns;
 
 /// The most that is read of an image's `passwd` or `group`.
 const PASSWD_MAX: u64 = 10 << 20;
@@ -45,7 +44,7 @@ pub(crate) struct Input {
     pub(crate) namespaces: Namespaces,
     pub(crate) mounts: Vec<ResolvedMount>,
     /// The filter that an annotation names.
-    pub(crate) seccomp_artifact: Option<artifact::Fetched>,
+    pub(crate) seccomp_artifact: Option<SeccompArtifact>,
     /// Where the monitor listens for what the filter refuses.
     pub(crate) seccomp_listener: Option<String>,
 }
@@ -70,7 +69,7 @@ pub(crate) struct Bundle {
 pub(crate) fn namespaces(work: &Work) -> Result<(Namespaces, Option<OwnedFd>)> {
     let mut held = None;
     let Work { context, sandbox, record, .. } = work;
-    let pod = status::namespace_options(&sandbox.config.0);
+    let pod = namespace_options(&sandbox.config.0);
     let own = record
         .config
         .0
@@ -99,19 +98,15 @@ pub(crate) fn namespaces(work: &Work) -> Result<(Namespaces, Option<OwnedFd>)> {
         }
         v1::NamespaceMode::Target => target(work, &own.target_id, &mut held)?,
     };
-    criox_spec::container_user_check(&record.config.0, &sandbox.config.0)
-        .map_err(|error| Error::new(Kind::InvalidArgument, format!("config.{error}")))?;
+    criox_spec::container_user_check(&record.config.0, &sandbox.config.0).map_err(Error::in_config)?;
     let users = Users::of(&sandbox.config.0);
-    let ranges = |of: fn(&Users) -> &Vec<IdRange>| {
-        users.as_ref().map(|users| userns::to_oci(of(users))).unwrap_or_default()
-    };
     let namespaces = Namespaces {
         network: shared(pod.network(), Namespace::Network),
         ipc: shared(pod.ipc(), Namespace::Ipc),
         uts: pinned(Namespace::Uts),
         pid,
-        uid_mappings: ranges(|users| &users.users),
-        gid_mappings: ranges(|users| &users.groups),
+        uid_mappings: users.as_ref().map(Users::uid_mappings).unwrap_or_default(),
+        gid_mappings: users.as_ref().map(Users::gid_mappings).unwrap_or_default(),
         user: if users.is_some() { pinned(Namespace::User) } else { NamespaceSource::Host },
     };
     Ok((namespaces, held))
@@ -394,11 +389,18 @@ fn build(input: &Input, root: &Path, inside: &Root, directory: &Path) -> Result<
     let identity = identity(input);
     let image_facts = image_facts(image, record);
     let provided = provided(input, directory);
-    let devices = devices::resolve(context, &sandbox.config.0, config, &input.features)?;
+    let runtime = &context.config.runtime;
+    let devices = criox_confine::devices(
+        &runtime.additional_devices,
+        &runtime.allowed_devices,
+        &sandbox.config.0,
+        config,
+        &input.features,
+    )?;
     let selinux = labels(context, sandbox, record)?;
     let reached = match Users::of(&sandbox.config.0) {
         None => root.to_owned(),
-        Some(users) => userns::expose(context, record.id.as_str(), &users, root)?,
+        Some(users) => Ways::new(context.paths.ways()).expose(record.id.as_str(), &users, root)?,
     };
     let root = reached.to_string_lossy();
     let cdi_devices = criox_spec::cdi_names(config)
@@ -487,7 +489,7 @@ fn identity(input: &Input) -> Identity {
         sandbox_name: names::sandbox(sandbox),
         log_path: record.log_path.to_string_lossy().into_owned(),
         pod_ips: sandbox.ips.clone(),
-        created: names::rfc3339(record.created_at),
+        created: Timestamp::from_unix_nanos(record.created_at).to_string(),
         hostname: names::hostname(sandbox),
         sandbox_privileged: sandbox_privileged(sandbox),
     }
@@ -496,7 +498,7 @@ fn identity(input: &Input) -> Identity {
 /// Whether privileged containers may live in the sandbox: it says so, or shares a namespace with the node, as in CRI-O.
 fn sandbox_privileged(sandbox: &SandboxRecord) -> bool {
     let security = sandbox.config.0.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
-    let options = status::namespace_options(&sandbox.config.0);
+    let options = namespace_options(&sandbox.config.0);
     let shared = [options.network(), options.pid(), options.ipc()].contains(&v1::NamespaceMode::Node);
     shared || security.is_some_and(|security| security.privileged)
 }
@@ -521,7 +523,7 @@ fn image_facts(image: &ImageInfo, record: &ContainerRecord) -> ImageFacts {
 fn provided(input: &Input, directory: &Path) -> ProvidedMounts {
     let Input { context, sandbox, record, .. } = input;
     let run = context.paths.run(sandbox.id.as_str());
-    let pod = status::namespace_options(&sandbox.config.0);
+    let pod = namespace_options(&sandbox.config.0);
     let text = |path: PathBuf| Some(path.to_string_lossy().into_owned());
     let has_hosts = record.config.0.mounts.iter().any(|mount| mount.container_path == "/etc/hosts");
     ProvidedMounts {

@@ -6,25 +6,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use criox_confine::NotifierAction;
 use criox_cri::v1;
 use criox_image::ImageInfo;
 use criox_monitor_api::client::Client;
 use criox_monitor_api::proto::{self, failure, reply, request};
+use criox_records::key::ContainerKey;
+use criox_records::{
+    ContainerPhase, ContainerRecord, Encoded, ImageOfContainer, Notifier, ProcessIdentity, SandboxRecord,
+    VERSION, log_path,
+};
 use criox_sys::cgroup;
 use tokio::sync::watch;
 
 use super::bundle::{self, Bundle};
-use super::{log, remove};
+use super::{log, remove, seccomp};
 use crate::checkpoint::source::{self, Source};
 use crate::context::{Context, blocking, blocking_or_undo, new_container_id};
 use crate::error::{Error, Kind, Result, failpoint};
-use crate::key::ContainerKey;
 use crate::monitor;
-use crate::record::{
-    self, ContainerPhase, ContainerRecord, Encoded, ImageOfContainer, ProcessIdentity, SandboxRecord, VERSION,
-};
-use crate::seccomp::artifact;
-use crate::seccomp::notifier::{self, Notifier};
 
 /// Where systemd-journald takes entries in its native protocol.
 const JOURNAL: &str = "/run/systemd/journal/socket";
@@ -64,7 +64,7 @@ pub(crate) async fn first_record(
         None => source::no_checkpoint(context, find_image(context, &config).await?)?,
     };
     let id = new_container_id()?;
-    let log_path = log::path(&sandbox.config.0, &config, &context.log_directory(&sandbox.id), &id)?;
+    let log_path = log_path(&sandbox.config.0, &config, &context.log_directory(&sandbox.id), &id)?;
     Ok(ContainerRecord {
         version: VERSION,
         id,
@@ -170,10 +170,10 @@ async fn steps(work: &Work) -> Result<ContainerRecord> {
         seccomp_artifact: None,
         seccomp_listener: None,
     };
-    input.seccomp_artifact = artifact::fetch(work, &input.image.annotations, &input.features).await?;
+    input.seccomp_artifact = seccomp::fetch(work, &input.image.annotations, &input.features).await?;
     let fetched = input.seccomp_artifact.is_some();
-    input.seccomp_listener = notifier::listen(work, &input.features, fetched).await?;
-    let action = notifier::asked(&sandbox.config.0, &input.features.allowed_annotations);
+    input.seccomp_listener = seccomp::listen(work, &input.features, fetched).await?;
+    let action = NotifierAction::asked(&sandbox.config.0, &input.features.allowed_annotations);
     let at = Arc::new(AtomicUsize::new(0));
     let (storage, mounts) = tokio::join!(
         step("preparation of the root file system", work, {
@@ -276,7 +276,7 @@ async fn create_in_runtime(
         restore: work.source.as_ref().map(|_| source::restore(work, bundle)),
         journal: work.context.config.runtime.log_to_journald.then(|| proto::Journal {
             socket: JOURNAL.to_owned(),
-            name: crate::names::container(&work.sandbox, &work.record),
+            name: criox_records::names::container(&work.sandbox, &work.record),
         }),
     });
     let call = work.client.call(verb, deadline + monitor::ANSWER);
@@ -307,5 +307,5 @@ fn with_advice(context: &Context, error: Error) -> Error {
 
 /// Writes a record that must be there before anything of the object is.
 pub(crate) fn write_first_record<T: serde::Serialize>(path: &Path, record: &T) -> Result<()> {
-    record::write(path, record).map_err(|error| Error::failed("write of a record").because(error))
+    criox_records::write(path, record).map_err(|error| Error::failed("write of a record").because(error))
 }

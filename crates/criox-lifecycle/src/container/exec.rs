@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use criox_monitor_api::client::Client;
 use criox_monitor_api::proto::{self, request};
+use criox_records::{ContainerPhase, ContainerRecord};
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
@@ -15,7 +16,6 @@ use crate::context::Context;
 use crate::error::{Error, Kind, Result};
 use crate::index::PodView;
 use crate::monitor;
-use crate::record::{ContainerPhase, ContainerRecord};
 
 /// Both outputs together: the kubelet takes answers of 16 MiB, and a little is for the rest of the message.
 pub(crate) const OUTPUT_MAX: usize = (16 << 20) - (64 << 10);
@@ -162,8 +162,7 @@ pub(crate) async fn process(
     let failed = || Error::failed(format!("specification of container {}", record.id));
     let bytes = tokio::fs::read(bundle.join("config.json")).await.map_err(|error| failed().because(error))?;
     let spec: ProcessOfSpec = serde_json::from_slice(&bytes).map_err(|error| failed().because(error))?;
-    let process = criox_spec::exec_process(&spec.process, command, terminal)
-        .map_err(|error| Error::new(Kind::InvalidArgument, error.to_string()))?;
+    let process = criox_spec::exec_process(&spec.process, command, terminal).map_err(Error::of_request)?;
     serde_json::to_vec(&process).map_err(|error| failed().because(error))
 }
 

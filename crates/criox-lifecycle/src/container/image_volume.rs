@@ -7,8 +7,10 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Component, Path, PathBuf};
 
+use criox_confine::Users;
 use criox_cri::{reasons, v1};
 use criox_image::ImageInfo;
+use criox_records::{ContainerRecord, SandboxRecord, names};
 use criox_spec::ResolvedMount;
 use criox_store::{ContainerDraft, Store};
 use criox_sys::inroot::Root;
@@ -16,9 +18,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 
 use crate::context::{Context, new_container_id};
 use crate::error::{Error, Kind, Result};
-use crate::names;
-use crate::record::{ContainerRecord, SandboxRecord};
-use crate::userns::{self, Users};
+use crate::userns;
 
 /// One of a container's mounts with an image.
 pub(crate) struct Wanted<'a> {

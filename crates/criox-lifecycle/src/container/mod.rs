@@ -3,13 +3,12 @@
 pub(crate) mod attach;
 pub(crate) mod bundle;
 pub(crate) mod create;
-pub(crate) mod devices;
 pub(crate) mod exec;
 pub(crate) mod image_volume;
-mod labels;
 pub(crate) mod log;
 pub(crate) mod remove;
 pub(crate) mod reopen;
+mod seccomp;
 pub(crate) mod start;
 pub(crate) mod stop;
 pub(crate) mod stream;

@@ -4,9 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use criox_confine::Ways;
 use criox_cri::ids::{ContainerId, SandboxId};
 use criox_monitor_api::client::Client;
 use criox_monitor_api::proto::{self, failure, request};
+use criox_records::{ContainerPhase, SandboxRecord};
 use criox_sys::cgroup::Driver;
 use criox_sys::durable;
 use tokio::time::Instant;
@@ -16,8 +18,7 @@ use super::stop::{self, Stopped, Target};
 use crate::context::{Context, blocking};
 use crate::error::{Error, Result, failpoint};
 use crate::monitor;
-use crate::record::{ContainerPhase, SandboxRecord};
-use crate::{units, userns};
+use crate::units;
 
 /// How long the runtime may take to delete.
 const DELETE: Duration = Duration::from_secs(60);
@@ -145,7 +146,7 @@ pub(crate) async fn erase_storage(
 /// The same, in this thread.
 pub(crate) fn erase_storage_now(context: &Context, sandbox: &SandboxId, id: &ContainerId) -> Result<()> {
     let failed = |error| Error::failed(format!("root file system of container {id}")).because(error);
-    userns::withdraw(&context.paths, id.as_str())?;
+    Ways::new(context.paths.ways()).withdraw(id.as_str())?;
     image_volume::remove(&context.store, id.as_str())?;
     context.store.delete_container(id.as_str()).map_err(failed)?;
     for ours in [context.paths.capture(id.as_str()), context.paths.intake(id.as_str())] {

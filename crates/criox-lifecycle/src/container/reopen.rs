@@ -2,10 +2,10 @@
 
 use criox_monitor_api::client::Client;
 use criox_monitor_api::proto::{self, request};
+use criox_records::{ContainerPhase, ContainerRecord};
 
 use crate::error::{Error, Kind, Result};
 use crate::monitor;
-use crate::record::{ContainerPhase, ContainerRecord};
 
 /// Only for a running container; after an error there is no new file.
 pub(crate) async fn reopen(client: &Client, record: &ContainerRecord) -> Result<()> {

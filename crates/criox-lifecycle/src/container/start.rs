@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use criox_monitor_api::client::{CallError, Client};
 use criox_monitor_api::proto::{self, reply, request};
+use criox_records::{ContainerRecord, ProcessIdentity, SandboxRecord};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
@@ -13,7 +14,6 @@ use crate::checkpoint::source;
 use crate::context::Context;
 use crate::error::{Error, Kind, Result, failpoint};
 use crate::monitor;
-use crate::record::{ContainerRecord, ProcessIdentity, SandboxRecord};
 
 /// How long the runtime may take to let the process run.
 const RUNTIME: Duration = Duration::from_secs(60);

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use criox_monitor_api::client::{CallError, Client};
 use criox_monitor_api::proto::{self, failure, request};
+use criox_records::{ContainerPhase, ContainerRecord};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::context::{Context, blocking};
 use crate::error::{Error, Result};
 use crate::monitor;
-use crate::record::{ContainerPhase, ContainerRecord};
 
 /// From SIGKILL to the end of the process.
 const DEATH: Duration = Duration::from_secs(10);

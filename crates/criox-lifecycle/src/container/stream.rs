@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use criox_monitor_api::client::ExecCall;
 use criox_monitor_api::proto;
+use criox_records::ContainerRecord;
 use criox_streaming::{Control, ExecRequest, Exit, Failure, Process, Streams, TerminalSize};
 use futures_util::future::BoxFuture;
 
@@ -17,7 +18,6 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::index::PodView;
 use crate::monitor;
-use crate::record::ContainerRecord;
 
 /// Starts the process. When the future is dropped before its end, the process ends too.
 pub(crate) async fn exec(

@@ -22,6 +22,7 @@ use criox_cri::v1;
 use criox_nri::proto::Event;
 use criox_nri::{Mark, Nri, Options, PluginError, Updates, ValidatorOptions};
 use criox_nri_spec::{Limits, limits, update_of};
+use criox_records::{ContainerRecord, SandboxRecord};
 use criox_spec::{Built, CdiName};
 use tokio::sync::watch;
 
@@ -31,7 +32,6 @@ use crate::context::Context;
 use crate::engine::Lifecycle;
 use crate::error::{Error, Kind, Result};
 use crate::pod::Origin;
-use crate::record::{ContainerRecord, SandboxRecord};
 
 /// What plugins are told that they talk to: they know CRI-O.
 const RUNTIME: &str = "cri-o";
@@ -140,7 +140,7 @@ fn heard(object: &str, result: std::result::Result<(), PluginError>) {
 /// A plugin objects.
 pub(crate) async fn run_sandbox(context: &Context, record: &SandboxRecord) -> Result<()> {
     let Some(round) = context.nri.nri.round(Mark::Creating(record.id.as_str())) else { return Ok(()) };
-    let asked = round.run_pod_sandbox(describe::pod(context, record));
+    let asked = round.run_pod_sandbox(criox_nri_spec::pod(&context.paths, record));
     Box::pin(asked).await.map_err(objection)
 }
 
@@ -150,7 +150,7 @@ pub(crate) async fn undo_sandbox(context: &Context, record: &SandboxRecord) {
     if context.nri.nri.has_begun(id)
         && let Some(round) = context.nri.nri.round(Mark::Removing(id))
     {
-        let pod = describe::pod(context, record);
+        let pod = criox_nri_spec::pod(&context.paths, record);
         heard(id, Box::pin(round.stop_pod_sandbox(pod.clone())).await);
         heard(id, Box::pin(round.remove_pod_sandbox(pod)).await);
     }
@@ -166,7 +166,7 @@ pub(crate) async fn stop_sandbox(
     for container in containers {
         told_of_end(context, &container).await;
     }
-    let told = round.stop_pod_sandbox(describe::pod(context, record));
+    let told = round.stop_pod_sandbox(criox_nri_spec::pod(&context.paths, record));
     heard(record.id.as_str(), Box::pin(told).await);
 }
 
@@ -174,7 +174,7 @@ pub(crate) async fn stop_sandbox(
 pub(crate) async fn remove_sandbox(context: &Context, record: &SandboxRecord) {
     let id = record.id.as_str();
     let Some(round) = context.nri.nri.round(Mark::Removing(id)) else { return };
-    heard(id, Box::pin(round.remove_pod_sandbox(describe::pod(context, record))).await);
+    heard(id, Box::pin(round.remove_pod_sandbox(criox_nri_spec::pod(&context.paths, record))).await);
 }
 
 /// CreateContainer, between the making of the specification and its writing. Blocks until all plugins have answered.
@@ -187,8 +187,8 @@ pub(crate) fn adjust(input: &Input, built: &mut Built) -> Result<Updates> {
     let Some(round) = context.nri.nri.round(Mark::Creating(record.id.as_str())) else {
         return Ok(Updates::default());
     };
-    let pod = describe::pod(context, sandbox);
-    let container = describe::with_spec(record, &built.spec);
+    let pod = criox_nri_spec::pod(&context.paths, sandbox);
+    let container = criox_nri_spec::with_spec(record, &built.spec);
     let runtime = tokio::runtime::Handle::current();
     let asked = Box::pin(round.create_container(pod, container));
     let created = runtime.block_on(asked).map_err(objection)?;
@@ -231,7 +231,10 @@ pub(crate) async fn undo_container(context: &Context, sandbox: &SandboxRecord, r
     if context.nri.nri.has_begun(id)
         && let Some(round) = context.nri.nri.round(Mark::Removing(id))
     {
-        let told = round.remove_container(describe::pod(context, sandbox), describe::bare(record));
+        let told = round.remove_container(
+            criox_nri_spec::pod(&context.paths, sandbox),
+            criox_nri_spec::container(record),
+        );
         heard(id, Box::pin(told).await);
     }
 }
@@ -247,7 +250,7 @@ pub(crate) async fn container_created(
     }
     let Some(round) = context.nri.nri.round(Mark::Nothing) else { return };
     let container = describe::container(context, &Arc::new(record.clone())).await;
-    let told = round.post_create_container(describe::pod(context, sandbox), container);
+    let told = round.post_create_container(criox_nri_spec::pod(&context.paths, sandbox), container);
     heard(record.id.as_str(), Box::pin(told).await);
 }
 
@@ -262,7 +265,7 @@ pub(crate) async fn start_container(
     }
     let Some(round) = context.nri.nri.round(Mark::Nothing) else { return };
     let container = describe::container(context, record).await;
-    let told = round.start_container(describe::pod(context, sandbox), container);
+    let told = round.start_container(criox_nri_spec::pod(&context.paths, sandbox), container);
     heard(record.id.as_str(), Box::pin(told).await);
 }
 
@@ -278,7 +281,7 @@ pub(crate) async fn container_started(
     let Some(round) = context.nri.nri.round(Mark::Nothing) else { return };
     let mut container = describe::container(context, record).await;
     container.state = criox_nri::proto::ContainerState::ContainerRunning.into();
-    let told = round.post_start_container(describe::pod(context, sandbox), container);
+    let told = round.post_start_container(criox_nri_spec::pod(&context.paths, sandbox), container);
     heard(record.id.as_str(), Box::pin(told).await);
 }
 
@@ -297,7 +300,7 @@ pub(crate) fn container_ended(
     let (context, sandbox, record) = (context.clone(), sandbox.clone(), record.clone());
     tokio::spawn(async move {
         let container = describe::container(&context, &record).await;
-        let told = round.stop_container(describe::pod(&context, &sandbox), container);
+        let told = round.stop_container(criox_nri_spec::pod(&context.paths, &sandbox), container);
         let (wishes, result) = Box::pin(told).await;
         heard(record.id.as_str(), result);
         context.nri.ending().remove(&record.id);
@@ -324,7 +327,7 @@ pub(crate) async fn remove_container(
     let Some(round) = context.nri.nri.round(Mark::Removing(record.id.as_str())) else { return };
     told_of_end(context, &record.id).await;
     let container = describe::container(context, record).await;
-    let told = round.remove_container(describe::pod(context, sandbox), container);
+    let told = round.remove_container(criox_nri_spec::pod(&context.paths, sandbox), container);
     heard(record.id.as_str(), Box::pin(told).await);
 }
 
@@ -356,7 +359,8 @@ async fn update_container(
     let Some(round) = context.nri.nri.round(Mark::Nothing) else { return Ok(wanted) };
     let container = describe::container(context, record).await;
     let limits = limits(&wanted);
-    let asked = round.update_container(describe::pod(context, sandbox), container, limits.clone());
+    let asked =
+        round.update_container(criox_nri_spec::pod(&context.paths, sandbox), container, limits.clone());
     let (decided, wishes) = Box::pin(asked).await.map_err(objection)?;
     // Beside: two updates whose plugins want each other's container changed would wait for each other.
     updates::later(context, wishes);
@@ -375,7 +379,7 @@ async fn container_updated(context: &Arc<Context>, sandbox: &SandboxRecord, reco
     }
     let Some(round) = context.nri.nri.round(Mark::Nothing) else { return };
     let container = describe::container(context, record).await;
-    let told = round.post_update_container(describe::pod(context, sandbox), container);
+    let told = round.post_update_container(criox_nri_spec::pod(&context.paths, sandbox), container);
     heard(record.id.as_str(), Box::pin(told).await);
 }
 
@@ -391,13 +395,13 @@ pub(crate) async fn update_sandbox(
 ) -> Result<()> {
     let Some(round) = context.nri.nri.round(Mark::Nothing) else { return Ok(()) };
     let (overhead, resources) = (overhead.map(limits), resources.map(limits));
-    let asked = round.update_pod_sandbox(describe::pod(context, record), overhead, resources);
+    let asked = round.update_pod_sandbox(criox_nri_spec::pod(&context.paths, record), overhead, resources);
     Box::pin(asked).await.map_err(objection)
 }
 
 /// PostUpdatePodSandbox: the pod's new limits are noted.
 pub(crate) async fn sandbox_updated(context: &Context, record: &SandboxRecord) {
     let Some(round) = context.nri.nri.round(Mark::Nothing) else { return };
-    let told = round.post_update_pod_sandbox(describe::pod(context, record));
+    let told = round.post_update_pod_sandbox(criox_nri_spec::pod(&context.paths, record));
     heard(record.id.as_str(), Box::pin(told).await);
 }

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use criox_nri::proto::{ContainerEviction, ContainerUpdate};
 use criox_nri::{Everything, Marks, Runtime};
+use criox_records::{ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord};
 use futures_util::future::{BoxFuture, FutureExt as _};
 
 use super::{describe, updates};
 use crate::context::{Context, blocking};
-use crate::record::{ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord};
 
 /// For reading the specifications of all containers.
 const READ: Duration = Duration::from_secs(2);
@@ -58,13 +58,13 @@ fn look(context: &Context, marks: &Marks) -> Found {
 
 /// A disk that hangs makes descriptions poorer, and holds nobody up for long.
 async fn describe_all(context: &Arc<Context>, (pods, containers): Found) -> Everything {
-    let described = pods.iter().map(|pod| describe::pod(context, pod)).collect();
+    let described = pods.iter().map(|pod| criox_nri_spec::pod(&context.paths, pod)).collect();
     let read = blocking("read of specifications", "all containers", READ, {
         let (context, containers) = (context.clone(), containers.clone());
         move || {
             let one = |record: &Arc<ContainerRecord>| match describe::read_spec(&context, record) {
-                Ok(spec) => describe::with_spec(record, &spec),
-                Err(_) => describe::bare(record),
+                Ok(spec) => criox_nri_spec::with_spec(record, &spec),
+                Err(_) => criox_nri_spec::container(record),
             };
             Ok(containers.iter().map(one).collect())
         }
@@ -73,7 +73,7 @@ async fn describe_all(context: &Arc<Context>, (pods, containers): Found) -> Ever
         Ok(containers) => containers,
         Err(error) => {
             tracing::warn!(error = error.chain(), "an NRI plugin is told less of the containers");
-            containers.iter().map(|record| describe::bare(record)).collect()
+            containers.iter().map(|record| criox_nri_spec::container(record)).collect()
         }
     };
     (described, containers)

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use criox_cri::ids::ContainerId;
 use criox_monitor_api::client::Client;
+use criox_records::{ContainerPhase, ContainerRecord, SandboxRecord};
 use tokio::sync::watch;
 
 use super::task::{no_monitor, send};
 use super::{Reply, Task};
 use crate::error::{Error, Kind, Result};
-use crate::record::{ContainerPhase, ContainerRecord, SandboxRecord};
 
 /// What a call that captures containers works with. While it lives they belong to no other such call.
 #[derive(Debug)]

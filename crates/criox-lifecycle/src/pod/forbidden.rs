@@ -3,15 +3,14 @@
 
 use std::time::Duration;
 
+use criox_confine::NotifierAction;
 use criox_cri::ids::ContainerId;
 use criox_monitor_api::proto::{ForbiddenCalls, SeccompNotified};
+use criox_records::{ContainerPhase, ContainerRecord, Notifier};
 use tokio::time::Instant;
 
 use super::Task;
 use super::task::Container;
-use crate::record::ContainerPhase;
-use crate::record::ContainerRecord;
-use crate::seccomp::notifier::{self, Action, Notifier};
 
 /// From the last call to the stop, so that its message names all that a program tries; as in CRI-O.
 const QUIET: Duration = Duration::from_secs(5);
@@ -47,7 +46,7 @@ impl Container {
             return None;
         }
         match (&self.forbidden, notifier) {
-            (Some(forbidden), Notifier { action: Action::Stop, .. }) => Some(forbidden.stop_at),
+            (Some(forbidden), Notifier { action: NotifierAction::Stop, .. }) => Some(forbidden.stop_at),
             // The daemon died between its decision and the end.
             (None, Notifier { stopped: Some(_), .. }) => Some(Instant::now()),
             _ => None,
@@ -62,7 +61,7 @@ impl Task {
         let Some(calls) = told.forbidden.filter(|_| container.record.phase != ContainerPhase::Exited) else {
             return;
         };
-        let text = notifier::describe(&calls);
+        let text = describe(&calls);
         tracing::warn!(container = told.container_id, "{text}");
         let stop_at = stop_at(&calls, self.context.clock.now(), Instant::now());
         container.forbidden = Some(Forbidden { text, stop_at });
@@ -96,6 +95,12 @@ impl Task {
         self.keep_container(record).await;
         self.begin_stop_container(id, Duration::ZERO);
     }
+}
+
+/// `Used forbidden syscalls: a (1x), b (2x)`, as CRI-O says it.
+fn describe(forbidden: &ForbiddenCalls) -> String {
+    let calls = forbidden.calls.iter().map(|call| (call.arch, call.number, call.count));
+    format!("Used forbidden syscalls: {}", criox_spec::call_counts(calls))
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use std::time::Duration;
 use criox_cri::ids::{ContainerId, SandboxId};
 use criox_cri::v1;
 use criox_monitor_api::client::Client;
+use criox_records::UpdatedSandbox;
 use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use checkpoint::Grant;
@@ -23,7 +24,6 @@ pub(crate) use task::{Start, Task};
 use crate::admit::Verb;
 use crate::checkpoint::source::Source;
 use crate::error::{Error, Kind, Result};
-use crate::record::UpdatedSandbox;
 
 /// Requests that may wait for a pod's task; a kubelet has a handful.
 const QUEUE: usize = 64;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use criox_cri::ids::ContainerId;
 use criox_cri::{reasons, v1};
 use criox_monitor_api::proto::{ContainerState, Event, ExitFacts, container_state, event};
+use criox_records::{ContainerPhase, ContainerRecord, Exit, Notifier, SandboxPhase, SandboxRecord};
 use tokio::sync::mpsc;
 use tokio::task::JoinError;
 use tokio::time::Instant;
@@ -20,9 +21,7 @@ use crate::container::stop::Stopped;
 use crate::error::{Error, Result};
 use crate::events::Happening;
 use crate::monitor::Connection;
-use crate::record::{self, ContainerPhase, ContainerRecord, Exit, SandboxPhase, SandboxRecord};
 use crate::sandbox;
-use crate::seccomp::notifier::Notifier;
 
 /// The end of a piece of work.
 pub(crate) enum Outcome {
@@ -572,16 +571,19 @@ pub(crate) fn exit_of(facts: &ExitFacts) -> Exit {
 /// again at the next change.
 async fn write_container(path: &std::path::Path, record: Arc<ContainerRecord>) {
     let path = path.to_owned();
-    log_failure(tokio::task::spawn_blocking(move || record::write(&path, &*record)).await, "container");
+    log_failure(
+        tokio::task::spawn_blocking(move || criox_records::write(&path, &*record)).await,
+        "container",
+    );
 }
 
 async fn write_sandbox(path: &std::path::Path, record: Arc<SandboxRecord>) {
     let path: PathBuf = path.to_owned();
-    log_failure(tokio::task::spawn_blocking(move || record::write(&path, &*record)).await, "sandbox");
+    log_failure(tokio::task::spawn_blocking(move || criox_records::write(&path, &*record)).await, "sandbox");
 }
 
 fn log_failure(
-    written: std::result::Result<std::result::Result<(), record::RecordError>, JoinError>,
+    written: std::result::Result<std::result::Result<(), criox_records::RecordError>, JoinError>,
     what: &str,
 ) {
     let error = match written {

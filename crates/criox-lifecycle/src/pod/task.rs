@@ -8,6 +8,8 @@ use criox_cri::ids::{ContainerId, SandboxId};
 use criox_cri::v1;
 use criox_monitor_api::client::Client;
 use criox_monitor_api::proto::{Event, ExitFacts};
+use criox_records::key::{self, ContainerKey};
+use criox_records::{ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{self, JoinSet};
 use tokio::time::Instant;
@@ -22,8 +24,6 @@ use crate::context::Context;
 use crate::entries::Entries;
 use crate::error::{Error, Kind, Result};
 use crate::index::PodView;
-use crate::key::{self, ContainerKey};
-use crate::record::{ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord};
 use crate::sandbox;
 use crate::spare::Spare;
 
@@ -362,7 +362,7 @@ impl Task {
     ) {
         let key = match ContainerKey::of(&config) {
             Ok(key) => key,
-            Err(error) => return send(reply, Err(error)),
+            Err(error) => return send(reply, Err(error.into())),
         };
         let same_key = self
             .containers

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use criox_cri::ids::ContainerId;
 use criox_cri::v1;
+use criox_records::{ContainerPhase, ContainerRecord, Encoded, SandboxPhase, SandboxRecord, UpdatedSandbox};
 
 use super::settle::Outcome;
 use super::task::{Whose, no_monitor, send};
 use super::{Reply, Request, Task};
 use crate::container::update;
 use crate::error::{Error, Kind, Result};
-use crate::record::{ContainerPhase, ContainerRecord, Encoded, SandboxPhase, SandboxRecord, UpdatedSandbox};
 
 impl Task {
     pub(super) fn admit_update(

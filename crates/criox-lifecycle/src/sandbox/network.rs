@@ -9,13 +9,12 @@ use criox_cri::v1;
 use criox_network::{
     AttachIntent, AttachRequest, Attachment, AttachmentRef, Bandwidth, Dns, HostPort, Protocol,
 };
+use criox_records::{Namespace, RecordError, SandboxRecord, VERSION};
 use criox_sys::durable;
 use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
 use crate::error::{Error, Kind, Result, failpoint};
-use crate::paths::Namespace;
-use crate::record::{self, RecordError, SandboxRecord, VERSION};
 
 /// How the name of a result's file ends, in the place of the intent's `json`.
 const RESULT: &str = "result.json";
@@ -146,12 +145,15 @@ fn result_path(path: &Path) -> PathBuf {
 /// before which no ADD was asked for.
 pub(crate) async fn read(path: &Path) -> Result<Option<NetworkRecord>> {
     let path = path.to_owned();
-    let read =
-        tokio::task::spawn_blocking(move || match record::read::<NetworkRecord>(&result_path(&path)) {
-            Err(RecordError::Io { .. } | RecordError::Damaged { .. }) => record::read::<NetworkRecord>(&path),
+    let read = tokio::task::spawn_blocking(move || {
+        match criox_records::read::<NetworkRecord>(&result_path(&path)) {
+            Err(RecordError::Io { .. } | RecordError::Damaged { .. }) => {
+                criox_records::read::<NetworkRecord>(&path)
+            }
             result => result,
-        })
-        .await;
+        }
+    })
+    .await;
     match read {
         Ok(Ok(record)) => Ok(Some(record)),
         Ok(Err(RecordError::Io { source, .. })) if source.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -190,15 +192,29 @@ pub(crate) async fn keep_debt(context: &Context, sandbox: &str) -> Result<()> {
 
 /// Tries to give back what removed pods still owe.
 pub(crate) async fn settle_debts(context: &Context) {
-    let directory = context.paths.network_debts();
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let is_result = |path: &PathBuf| path.to_string_lossy().ends_with(RESULT);
-    let paths: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| !is_result(path)).collect();
-    for path in paths {
+    for path in debt_paths(context) {
         if let Err(error) = release(context, &path).await {
             tracing::warn!(error = error.chain(), "trying again in a minute");
         }
     }
+}
+
+/// The records of networks that removed pods still owe.
+pub(crate) async fn debts(context: &Context) -> Vec<NetworkRecord> {
+    let mut records = Vec::new();
+    for path in debt_paths(context) {
+        match read(&path).await {
+            Ok(record) => records.extend(record),
+            Err(error) => tracing::warn!(error = error.chain(), "left alone"),
+        }
+    }
+    records
+}
+
+fn debt_paths(context: &Context) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(context.paths.network_debts()).into_iter().flatten().flatten();
+    let is_result = |path: &PathBuf| path.to_string_lossy().ends_with(RESULT);
+    entries.map(|entry| entry.path()).filter(|path| !is_result(path)).collect()
 }
 
 async fn write(

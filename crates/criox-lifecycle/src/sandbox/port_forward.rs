@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criox_cri::v1::NamespaceMode;
+use criox_records::{Namespace, SandboxPhase, namespace_options};
 use criox_sys::netns;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::net::TcpSocket;
@@ -15,9 +16,6 @@ use tokio::time::timeout;
 use crate::context::{Context, blocking};
 use crate::error::{Error, Kind, Result};
 use crate::index::PodView;
-use crate::paths::Namespace;
-use crate::record::SandboxPhase;
-use crate::status;
 
 /// For entering the namespace, a matter of microseconds.
 const ENTER: Duration = Duration::from_secs(5);
@@ -39,7 +37,7 @@ pub(crate) fn ready(view: &PodView) -> Result<()> {
 pub(crate) async fn connect(context: &Arc<Context>, view: &PodView, port: u16) -> Result<OwnedFd> {
     ready(view)?;
     let object = format!("pod sandbox {}", view.sandbox.id);
-    let network = status::namespace_options(&view.sandbox.config.0).network();
+    let network = namespace_options(&view.sandbox.config.0).network();
     let path = (network != NamespaceMode::Node)
         .then(|| context.paths.namespace(Namespace::Network, view.sandbox.id.as_str()));
     let sockets = blocking("network namespace", &object, ENTER, {

@@ -5,14 +5,14 @@ use std::io;
 use std::time::Duration;
 
 use criox_cri::ids::SandboxId;
+use criox_records::{SandboxPhase, SandboxRecord, names};
 use criox_sys::durable;
 
+use super::network;
 use super::stop::{self, Work};
-use super::{network, run};
 use crate::container::remove::erase_storage;
 use crate::context::{Context, blocking};
 use crate::error::{Error, Result, failpoint};
-use crate::record::{SandboxPhase, SandboxRecord};
 
 /// For an empty cgroup.
 const GROUP: Duration = Duration::from_secs(1);
@@ -74,7 +74,7 @@ fn remove_directories(context: &Context, id: &SandboxId) -> Result<()> {
 pub(super) fn erase_now(context: &Context, sandbox: &SandboxRecord) -> Result<()> {
     let id = sandbox.id;
     stop::release_now(context, id.as_str())?;
-    let group = run::group(sandbox);
+    let group = names::sandbox_group(sandbox);
     if context.cgroups.exists(&group) {
         let failed = |error| Error::failed(format!("cgroup of pod sandbox {id}")).because(error);
         context.cgroups.remove(&group, GROUP).map_err(failed)?;

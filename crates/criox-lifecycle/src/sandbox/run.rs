@@ -8,9 +8,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use criox_confine::Users;
 use criox_cri::v1;
 use criox_monitor_api::client::Client;
 use criox_monitor_api::proto::{self, reply, request, start_sandbox_process};
+use criox_records::{Namespace, ProcessIdentity, SandboxPhase, SandboxRecord, names, namespace_options};
+use criox_sys::idmap::IdRange;
 use criox_sys::mount;
 
 use super::stop::Work;
@@ -19,11 +22,8 @@ use crate::container::create::write_first_record;
 use crate::context::{Context, blocking, blocking_or_undo};
 use crate::error::{Error, Kind, Result, failpoint};
 use crate::monitor::{self, Connection, Launched};
-use crate::paths::Namespace;
-use crate::record::{ProcessIdentity, SandboxPhase, SandboxRecord};
 use crate::spare::Spare;
-use crate::userns::{self, Users};
-use crate::{names, status, units};
+use crate::units;
 
 /// What the disk and the kernel may take for directories, mounts and cgroups.
 const PREPARE: Duration = Duration::from_secs(30);
@@ -50,13 +50,12 @@ pub(crate) struct Created {
 pub(crate) fn validate(context: &Context, config: &v1::PodSandboxConfig, handler: &str) -> Result<()> {
     let handler = context.handlers.get(handler)?;
     handler.program()?;
-    let refused = |error: criox_spec::SpecError| Error::new(Kind::InvalidArgument, format!("config.{error}"));
-    criox_spec::sandbox_user_check(config).map_err(refused)?;
-    criox_spec::sandbox_security_check(config).map_err(refused)?;
-    criox_spec::sandbox_sysctls(&context.default_sysctls(), config).map_err(refused)?;
-    files::resolv_conf(config.dns_config.as_ref())?;
+    criox_spec::sandbox_user_check(config).map_err(Error::in_config)?;
+    criox_spec::sandbox_security_check(config).map_err(Error::in_config)?;
+    criox_spec::sandbox_sysctls(&context.default_sysctls(), config).map_err(Error::in_config)?;
+    criox_spec::resolv_conf(config.dns_config.as_ref()).map_err(Error::in_config)?;
     network::check(config)?;
-    let options = status::namespace_options(config);
+    let options = namespace_options(config);
     if config.hostname.len() > 64 || config.hostname.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err(Error::invalid("config.hostname", format!("{:?} is not a host name", config.hostname)));
     }
@@ -72,7 +71,7 @@ pub(crate) fn validate(context: &Context, config: &v1::PodSandboxConfig, handler
             "TARGET is for containers only",
         ));
     }
-    criox_spec::sandbox_namespaces(config).map_err(refused)?;
+    criox_spec::sandbox_namespaces(config).map_err(Error::in_config)?;
     for (key, value) in &config.labels {
         if key.len() + value.len() > 4096 {
             return Err(Error::invalid(
@@ -91,7 +90,7 @@ pub(crate) fn validate(context: &Context, config: &v1::PodSandboxConfig, handler
 /// # Errors
 /// It is not ready; pods with the node's network don't ask.
 pub(crate) async fn network_ready(context: &Context, config: &v1::PodSandboxConfig) -> Result<()> {
-    if status::namespace_options(config).network() == v1::NamespaceMode::Node {
+    if namespace_options(config).network() == v1::NamespaceMode::Node {
         return Ok(());
     }
     context
@@ -161,9 +160,9 @@ async fn steps(
     failpoint("sandbox.pinned")?;
     record.init = start_init(context, client, &record).await?;
     if let Some(init) = record.init {
-        units::adopt(context, &record, &group(&record), init, "process 1").await;
+        units::adopt(context, &record, &names::sandbox_group(&record), init, "process 1").await;
     }
-    let options = status::namespace_options(&record.config.0);
+    let options = namespace_options(&record.config.0);
     record.ips = match options.network() {
         v1::NamespaceMode::Node => Vec::new(),
         _ => network::attach(context, &record).await?,
@@ -205,7 +204,7 @@ fn directories(context: &Context, record: &SandboxRecord) -> Result<()> {
     }
     // Containers' mounts reach what lies in it by descriptor; nobody else has business there.
     fs::set_permissions(run.path(), fs::Permissions::from_mode(0o700)).map_err(failed)?;
-    for kind in pinned(&record.config.0) {
+    for kind in Namespace::pinned(&record.config.0) {
         let path = context.paths.namespace(kind, id);
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(failed)?;
@@ -215,60 +214,31 @@ fn directories(context: &Context, record: &SandboxRecord) -> Result<()> {
     Ok(())
 }
 
-/// The namespaces that the pod gets of its own, pinned by file.
-pub(crate) fn pinned(config: &v1::PodSandboxConfig) -> Vec<Namespace> {
-    let options = status::namespace_options(config);
-    // Also with the node's network: no container may rename the node.
-    let mut kinds = vec![Namespace::Uts];
-    if Users::of(config).is_some() {
-        kinds.push(Namespace::User);
-    }
-    if options.network() != v1::NamespaceMode::Node {
-        kinds.push(Namespace::Network);
-    }
-    if options.ipc() != v1::NamespaceMode::Node {
-        kinds.push(Namespace::Ipc);
-    }
-    if options.pid() == v1::NamespaceMode::Pod {
-        kinds.push(Namespace::Pid);
-    }
-    kinds
-}
-
 fn prepare(context: &Context, record: &SandboxRecord) -> Result<()> {
     let run = context.paths.run(record.id.as_str());
     files::write(&run, record)?;
-    if status::namespace_options(&record.config.0).ipc() != v1::NamespaceMode::Node {
+    if namespace_options(&record.config.0).ipc() != v1::NamespaceMode::Node {
         let owner = Users::of(&record.config.0).map(|users| users.root());
         let label = record.selinux.as_ref().map_or("", |labels| labels.mount.as_str());
         mount::tmpfs(&run.shm(), SHM_SIZE, 0o1777, owner, label)
             .map_err(|error| Error::failed(format!("shm of pod sandbox {}", record.id)).because(error))?;
     }
     // Empty, but the kubelet's cAdvisor finds the pod's network by a group of this name.
-    let group = group(record);
+    let group = names::sandbox_group(record);
     context
         .cgroups
         .create(&group, &["memory", "cpu", "cpuacct", "name=systemd"])
         .map_err(|error| Error::failed(format!("cgroup of pod sandbox {}", record.id)).because(error))
 }
 
-/// The sandbox's own, empty cgroup. cAdvisor takes only groups with the name of a scope where systemd manages them; it
-/// becomes a scope when a process is in it.
-pub(crate) fn group(record: &SandboxRecord) -> String {
-    let parent = record.cgroup_parent.trim_end_matches('/');
-    let scope = if parent.ends_with(".slice") { ".scope" } else { "" };
-    format!("{parent}/crio-{}{scope}", record.id)
-}
-
 async fn pin(context: &Context, client: &Client, record: &SandboxRecord) -> Result<()> {
-    let kinds = pinned(&record.config.0);
+    let kinds = Namespace::pinned(&record.config.0);
     let path = |kind: Namespace| match kinds.contains(&kind) {
         true => context.paths.namespace(kind, record.id.as_str()).to_string_lossy().into_owned(),
         false => String::new(),
     };
-    let (mut sysctls, warnings) =
-        criox_spec::sandbox_sysctls(&context.default_sysctls(), &record.config.0)
-            .map_err(|error| Error::new(Kind::InvalidArgument, format!("config.{error}")))?;
+    let (mut sysctls, warnings) = criox_spec::sandbox_sysctls(&context.default_sysctls(), &record.config.0)
+        .map_err(Error::in_config)?;
     context.clamps.tell(&warnings);
     let users = Users::of(&record.config.0);
     if let Some(users) = &users {
@@ -283,13 +253,20 @@ async fn pin(context: &Context, client: &Client, record: &SandboxRecord) -> Resu
         sysctls: sysctls.into_iter().map(|(key, value)| (proc_path(&key), value)).collect(),
         loopback_up: kinds.contains(&Namespace::Network),
         user: path(Namespace::User),
-        uid_map: users.as_ref().map(|users| userns::to_monitor(&users.users)).unwrap_or_default(),
-        gid_map: users.as_ref().map(|users| userns::to_monitor(&users.groups)).unwrap_or_default(),
+        uid_map: users.as_ref().map(|users| to_monitor(&users.users)).unwrap_or_default(),
+        gid_map: users.as_ref().map(|users| to_monitor(&users.groups)).unwrap_or_default(),
     };
     let object = format!("pod sandbox {}", record.id);
     monitor::attended(client, client.done(request::Verb::PinNamespaces(verb), PIN))
         .await
         .map_err(|error| monitor::refused("making the namespaces", &object, error))
+}
+
+fn to_monitor(ranges: &[IdRange]) -> Vec<proto::IdMap> {
+    ranges
+        .iter()
+        .map(|range| proto::IdMap { container_id: range.inside, host_id: range.host, length: range.length })
+        .collect()
 }
 
 /// `net.ipv4.ping_group_range` takes only groups that the namespace has; nodes give all groups there are by default.
@@ -320,7 +297,7 @@ async fn start_init(
     client: &Client,
     record: &SandboxRecord,
 ) -> Result<Option<ProcessIdentity>> {
-    let kinds = pinned(&record.config.0);
+    let kinds = Namespace::pinned(&record.config.0);
     if !kinds.contains(&Namespace::Pid) {
         return Ok(None);
     }
@@ -328,7 +305,7 @@ async fn start_init(
         true => context.paths.namespace(kind, record.id.as_str()).to_string_lossy().into_owned(),
         false => String::new(),
     };
-    let cgroup_dirs = context.cgroups.existing_dirs(&group(record));
+    let cgroup_dirs = context.cgroups.existing_dirs(&names::sandbox_group(record));
     let verb = proto::StartSandboxProcess {
         kind: start_sandbox_process::Kind::Init.into(),
         pid_namespace: path(Namespace::Pid),
@@ -368,23 +345,12 @@ mod tests {
 
     #[test]
     fn the_groups_that_may_ping_are_among_those_of_the_pod() {
-        let range = |length| vec![criox_sys::idmap::IdRange { inside: 0, host: 65_536, length }];
+        let range = |length| vec![IdRange { inside: 0, host: 65_536, length }];
         let users = Users { users: range(65_536), groups: range(1000) };
         for (asked, set) in [("0 2147483647", "0 999"), ("1 0", "1 0"), ("5\t7", "5 7"), ("x", "x")] {
             let mut sysctls = BTreeMap::from([("net.ipv4.ping_group_range".to_owned(), asked.to_owned())]);
             clamp_groups(&mut sysctls, &users);
             assert_eq!(sysctls["net.ipv4.ping_group_range"], set);
         }
-    }
-
-    #[test]
-    fn a_pod_with_host_network_has_no_network_of_its_own_and_still_cannot_rename_the_node() {
-        let options =
-            v1::NamespaceOption { network: v1::NamespaceMode::Node.into(), pid: 1, ..Default::default() };
-        let security =
-            v1::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
-        let linux = v1::LinuxPodSandboxConfig { security_context: Some(security), ..Default::default() };
-        let config = v1::PodSandboxConfig { linux: Some(linux), ..Default::default() };
-        assert_eq!(pinned(&config), [Namespace::Uts, Namespace::Ipc]);
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criox_monitor_api::client::Client;
+use criox_records::{Namespace, SandboxPhase, SandboxRecord, names};
 use criox_sys::cgroup::{CgroupError, Cgroups};
 use criox_sys::mount;
 use futures_util::future::join_all;
@@ -18,8 +19,6 @@ use crate::container::stop::{self, Target};
 use crate::context::{Context, blocking};
 use crate::error::{Error, Result, failpoint};
 use crate::monitor;
-use crate::paths::Namespace;
-use crate::record::{SandboxPhase, SandboxRecord};
 use crate::units;
 
 /// What containers get that StopPodSandbox still finds running: the kubelet stops them before, with their own grace.
@@ -113,7 +112,7 @@ pub(super) async fn end_monitor(
         kill_init(init);
     }
     monitor::end(client, sandbox.monitor, &object).await?;
-    let groups = [run::group(sandbox), monitor::cgroup(context, sandbox)?];
+    let groups = [names::sandbox_group(sandbox), monitor::cgroup(context, sandbox)?];
     end_groups(context, "end of what is left in cgroups", &object, groups.clone(), Cgroups::kill_all).await?;
     units::end(context, &groups).await;
     end_groups(context, "removal of cgroups", &object, groups, Cgroups::remove).await
@@ -138,7 +137,7 @@ async fn end_groups(
 }
 
 /// With process 1 the kernel ends all that share its PID namespace.
-fn kill_init(init: crate::record::ProcessIdentity) {
+fn kill_init(init: criox_records::ProcessIdentity) {
     use criox_sys::process::{Pidfd, is_alive};
     // Held first: the number may be another process's a moment later.
     if let Ok(process) = Pidfd::open(init.pid)

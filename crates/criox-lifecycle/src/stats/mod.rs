@@ -1,11 +1,11 @@
-//! Statistics: which pods and containers are measured by `criox-stats`, and its figures as the messages of CRI.
+//! Statistics: which pods and containers are measured by `criox-stats`; `criox-answers` makes its figures messages.
 //!
 //! | module | what |
 //! |---|---|
 //! | [`probes`] | the probes of what there is, which follow the index |
-//! | [`answer`] | the requests, and figures as messages |
+//! | [`answer`] | the requests |
 //! | [`sampler`] | a beat that notes the time of the CPU, for the rates |
-//! | [`metrics`] | the requests for metrics, and rows as messages |
+//! | [`metrics`] | the requests for metrics |
 //!
 //! What can't be read is absent, and never fails a list.
 

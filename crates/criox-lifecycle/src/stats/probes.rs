@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use criox_cri::ids::{ContainerId, SandboxId};
 use criox_cri::v1;
+use criox_records::{
+    ContainerPhase, ContainerRecord, Namespace, SandboxPhase, SandboxRecord, namespace_options,
+};
 use criox_stats::{ContainerProbe, PodProbe, Walker, own_group};
 
 use crate::context::Context;
 use crate::index::PodView;
-use crate::paths::Namespace;
-use crate::record::{ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord};
-use crate::status;
 
 /// All probes. They follow what the index publishes.
 #[derive(Debug, Default)]
@@ -98,7 +98,7 @@ fn new_pod(context: &Context, record: &SandboxRecord) -> PodProbe {
     let config = &record.config.0;
     let uid = config.metadata.as_ref().map(|metadata| metadata.uid.as_str()).unwrap_or_default();
     let gauges = own_group(uid, &record.cgroup_parent).map(|group| context.cgroups.gauges(&group));
-    let own_network = status::namespace_options(config).network() != v1::NamespaceMode::Node;
+    let own_network = namespace_options(config).network() != v1::NamespaceMode::Node;
     let netns = own_network.then(|| context.paths.namespace(Namespace::Network, record.id.as_str()));
     PodProbe::new(gauges, netns, record.created_at)
 }

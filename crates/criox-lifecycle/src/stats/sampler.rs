@@ -5,12 +5,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use criox_records::SandboxPhase;
 use criox_sys::cgroup::stats::Scratch;
 use tokio::time::MissedTickBehavior;
 
 use super::probes::measured;
 use crate::context::Context;
-use crate::record::SandboxPhase;
 
 /// Between notes. Half of what the kubelet waits between its questions.
 const BEAT: Duration = Duration::from_secs(5);

@@ -12,6 +12,10 @@ use crate::spdy::headers::Headers;
 /// How long a stream waits for the other, as in the reference server.
 const PAIRING: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
 
+/// Longest name of a pair; clients count, or take a UUID. A name waits with its stream, and deflated a long one costs its
+/// sender next to nothing.
+const MOST_NAME: usize = 256;
+
 /// Which of the two a stream is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -19,7 +23,7 @@ pub(crate) enum Kind {
     Error,
 }
 
-/// What a stream's headers say: its kind, and the name of its pair. `None` if something is missing or wrong.
+/// What a stream's headers say: its kind, and the name of its pair. `None` if something is missing, wrong or too long.
 pub(crate) fn read(stream: u32, headers: &Headers) -> Option<(Kind, String)> {
     let port = headers.get("port")?.parse::<u16>().ok().filter(|port| *port > 0)?;
     let kind = match headers.get("streamtype")? {
@@ -28,6 +32,7 @@ pub(crate) fn read(stream: u32, headers: &Headers) -> Option<(Kind, String)> {
         _ => return None,
     };
     let name = match headers.get("requestid").filter(|name| !name.is_empty()) {
+        Some(name) if name.len() > MOST_NAME => return None,
         Some(name) => name.to_owned(),
         // Old clients: the error stream is opened first, and names the pair.
         None if kind == Kind::Error => stream.to_string(),

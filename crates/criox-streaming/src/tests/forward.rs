@@ -81,8 +81,13 @@ async fn a_port_that_nobody_listens_at_is_an_error_of_its_pair() {
 async fn streams_that_make_no_pair_are_reset() {
     let running = Running::start().await;
     let mut client = Spdy::connect(&running.forward(&[]), "portforward.k8s.io").await;
+    let (longest, too_long) = ("x".repeat(256), "x".repeat(257));
+    let named = |name| [("streamtype", "error"), ("port", "80"), ("requestid", name)];
+    let taken = client.open(&named(&longest)).await;
+    assert_ne!(client.resets.last(), Some(&taken));
     for headers in [
-        &[("streamtype", "data"), ("requestid", "1")][..],
+        &named(&too_long)[..],
+        &[("streamtype", "data"), ("requestid", "1")],
         &[("streamtype", "data"), ("port", "0"), ("requestid", "1")],
         &[("streamtype", "data"), ("port", "65536"), ("requestid", "1")],
         &[("streamtype", "data"), ("port", "http"), ("requestid", "1")],

@@ -1,8 +1,9 @@
 //! ContainerStatus.
 
+use criox_answers::status;
 use criox_cri::v1;
-use criox_lifecycle::record::ContainerPhase;
-use criox_lifecycle::{Error, status};
+use criox_lifecycle::Error;
+use criox_records::ContainerPhase;
 use tonic::Status;
 
 use super::{Services, verbose};

@@ -1,7 +1,8 @@
 //! PodSandboxStatus.
 
+use criox_answers::status;
 use criox_cri::v1;
-use criox_lifecycle::{Error, status};
+use criox_lifecycle::Error;
 use tonic::Status;
 
 use super::{Services, verbose};

@@ -1,7 +1,7 @@
 //! StreamContainers.
 
+use criox_answers::status;
 use criox_cri::v1;
-use criox_lifecycle::status;
 
 use super::Services;
 use super::chunks::{self, Chunks};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use criox_lifecycle::PodView;
-use criox_lifecycle::record::ContainerRecord;
+use criox_records::ContainerRecord;
 use serde_json::json;
 
 use super::Services;

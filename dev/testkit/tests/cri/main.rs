@@ -21,6 +21,7 @@
 //! | [`metrics`] | the same for Prometheus |
 //! | [`streams`] | lists as streams |
 //! | [`images`] | the image service |
+//! | [`proxy`] | pulls through a proxy |
 //! | [`socket`] | the socket itself: HTTP, mode, sizes, what is not there |
 //! | [`handlers`] | each runtime |
 //! | [`userns`] | pods with users of their own |
@@ -43,6 +44,7 @@ mod metrics;
 mod namespaces;
 mod pod;
 mod process;
+mod proxy;
 mod resources;
 mod seccomp_artifact;
 mod seccomp_notify;
@@ -93,6 +95,7 @@ fn main() -> ExitCode {
         logs::TESTS,
         events::TESTS,
         images::TESTS,
+        proxy::TESTS,
         socket::TESTS,
         stats::TESTS,
         metrics::TESTS,

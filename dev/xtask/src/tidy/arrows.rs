@@ -42,8 +42,19 @@ const RULES: &[Rule] = &[
     // Everything in it blocks, and says so.
     Rule {
         name: "criox-confine",
-        may_see: &["criox-sys", "criox-cri", "criox-spec"],
+        may_see: &["criox-sys", "criox-cri", "criox-config", "criox-spec"],
         never: &["tokio", "hyper"],
+    },
+    // What stands in a file waits for nobody and decides nothing.
+    Rule {
+        name: "criox-records",
+        may_see: &["criox-sys", "criox-cri", "criox-confine"],
+        never: &["tokio", "hyper"],
+    },
+    Rule {
+        name: "criox-answers",
+        may_see: &["criox-sys", "criox-cri", "criox-spec", "criox-stats", "criox-records"],
+        never: &["hyper"],
     },
     Rule {
         name: "criox-handlers",
@@ -52,11 +63,17 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "criox-nri-spec",
-        may_see: &["criox-sys", "criox-cri", "criox-spec", "criox-nri"],
+        may_see: &["criox-sys", "criox-cri", "criox-spec", "criox-nri", "criox-records"],
         never: &["hyper"],
     },
     // What came from elsewhere is taken apart without a request, a pod or a network near it.
     Rule { name: "criox-checkpoint", may_see: &["criox-sys", "criox-store"], never: ASYNC },
+    // It only compares.
+    Rule {
+        name: "criox-checkpoint-policy",
+        may_see: &["criox-sys", "criox-cri", "criox-config", "criox-spec", "criox-records", "criox-checkpoint"],
+        never: &["tokio", "hyper"],
+    },
     Rule { name: "criox-image", may_see: &["criox-sys", "criox-config", "criox-store"], never: &["tonic"] },
     Rule { name: "criox-monitor", may_see: &["criox-sys", "criox-monitor-api"], never: ASYNC },
     Rule {
@@ -74,9 +91,12 @@ const RULES: &[Rule] = &[
             "criox-systemd",
             "criox-streaming",
             "criox-confine",
+            "criox-records",
+            "criox-answers",
             "criox-handlers",
             "criox-nri-spec",
             "criox-checkpoint",
+            "criox-checkpoint-policy",
             "criox-image",
         ],
         never: &[],
@@ -91,6 +111,8 @@ const RULES: &[Rule] = &[
             "criox-network",
             "criox-spec",
             "criox-streaming",
+            "criox-records",
+            "criox-answers",
             "criox-image",
             "criox-lifecycle",
         ],

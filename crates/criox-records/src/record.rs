@@ -13,7 +13,7 @@ use criox_sys::durable;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::seccomp::notifier::Notifier;
+use crate::notifier::Notifier;
 
 /// The version that this build writes, and the newest that it reads.
 pub const VERSION: u32 = 1;
@@ -103,7 +103,7 @@ pub struct UpdatedSandbox {
 
 impl SandboxRecord {
     /// A record for what only an ID is known of: enough to remove by ID what may be left of it.
-    pub(crate) fn without_request(id: SandboxId, boot_id: &str, cgroup_parent: &str) -> Self {
+    pub fn without_request(id: SandboxId, boot_id: &str, cgroup_parent: &str) -> Self {
         Self {
             version: VERSION,
             id,

@@ -7,7 +7,6 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::context::Context;
 use crate::error::{Error, Result};
 
 /// An absolute path without detours.
@@ -30,11 +29,10 @@ fn plain(field: &str, path: &str) -> Result<PathBuf> {
 }
 
 /// Refuses what lies among the files of images, containers and pods.
-fn foreign(context: &Context, field: &str, path: &Path) -> Result<()> {
-    let roots = [context.store.graph_root(), context.store.options().run_root.as_path()];
+fn foreign(own: &[&Path], field: &str, path: &Path) -> Result<()> {
     let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let path = real(path);
-    match roots.iter().find(|root| path.starts_with(real(root))) {
+    match own.iter().find(|root| path.starts_with(real(root))) {
         Some(root) => Err(Error::invalid(
             field,
             format!("{} lies in {}, which is criox's own", path.display(), root.display()),
@@ -43,11 +41,11 @@ fn foreign(context: &Context, field: &str, path: &Path) -> Result<()> {
     }
 }
 
-/// The file of an archive: a new one, or a regular one that it takes the place of.
+/// The file of an archive: a new one, or a regular one that it takes the place of. It lies in none of our `own` directories.
 ///
 /// # Errors
 /// The field, and what is wrong with it.
-pub(super) fn archive(context: &Context, location: &str) -> Result<PathBuf> {
+pub fn archive(own: &[&Path], location: &str) -> Result<PathBuf> {
     const FIELD: &str = "location";
     let path = plain(FIELD, location)?;
     let (Some(parent), Some(_)) = (path.parent(), path.file_name()) else {
@@ -73,29 +71,32 @@ pub(super) fn archive(context: &Context, location: &str) -> Result<PathBuf> {
             return Err(Error::invalid(FIELD, format!("{location:?} can't be looked at")).because(error));
         }
     }
-    foreign(context, FIELD, parent)?;
+    foreign(own, FIELD, parent)?;
     Ok(path)
 }
 
 /// A directory of the caller's, told from another that takes its place.
-#[derive(Debug)]
-pub(super) struct Output {
-    pub(super) path: PathBuf,
-    pub(super) device: u64,
-    pub(super) inode: u64,
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The device that it is on.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
 }
 
-/// The empty directory for a pod's checkpoint.
+/// The empty directory for a pod's checkpoint, in none of our `own`.
 ///
 /// # Errors
 /// The field, and what is wrong with it.
-pub(super) fn output(context: &Context, path: &str) -> Result<Output> {
+pub fn output(own: &[&Path], path: &str) -> Result<Output> {
     const FIELD: &str = "output_path";
     let path = plain(FIELD, path)?;
     let refused = |reason: &str| Error::invalid(FIELD, format!("{} {reason}", path.display()));
     let directory = open_directory(&path).map_err(|error| refused("is not a directory").because(error))?;
     let metadata = directory.metadata().map_err(|error| refused("can't be looked at").because(error))?;
-    foreign(context, FIELD, &path)?;
+    foreign(own, FIELD, &path)?;
     let mut entries = fs::read_dir(&path).map_err(|error| refused("can't be read").because(error))?;
     if entries.next().is_some() {
         return Err(refused("is not empty"));
@@ -107,7 +108,7 @@ pub(super) fn output(context: &Context, path: &str) -> Result<Output> {
 ///
 /// # Errors
 /// The field, and what is wrong with it.
-pub(super) fn input(path: &str) -> Result<PathBuf> {
+pub fn input(path: &str) -> Result<PathBuf> {
     const FIELD: &str = "checkpoint_path";
     let path = plain(FIELD, path)?;
     match open_directory(&path) {
@@ -124,20 +125,6 @@ fn open_directory(path: &Path) -> io::Result<File> {
     Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?))
 }
 
-/// Refuses options: none is known.
-///
-/// # Errors
-/// The first that is there.
-pub(super) fn no_options<'a>(options: impl IntoIterator<Item = &'a String>) -> Result<()> {
-    match options.into_iter().min() {
-        Some(key) => {
-            let key: String = key.chars().take(64).collect();
-            Err(Error::invalid("options", format!("{key:?} is not known; there are none")))
-        }
-        None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,13 +136,5 @@ mod tests {
             assert!(error.to_string().starts_with("location: "), "{error}");
         }
         assert_eq!(plain("x", "/a//b/./c/").ok(), Some("/a/b/c".into()));
-    }
-
-    #[test]
-    fn an_option_is_refused_by_its_name() {
-        let options = std::collections::HashMap::from([("leave-stopped".to_owned(), "1".to_owned())]);
-        let error = no_options(options.keys()).expect_err("unknown");
-        assert_eq!(error.to_string(), "options: \"leave-stopped\" is not known; there are none");
-        assert!(no_options([]).is_ok());
     }
 }

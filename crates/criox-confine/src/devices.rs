@@ -9,7 +9,6 @@ use criox_config::value::DeviceMapping;
 use criox_cri::v1;
 use criox_spec::{DeviceKind, HandlerFeatures, ResolvedDevice, gated_annotation};
 
-use crate::context::Context;
 use crate::error::{Error, Result};
 
 /// Nodes that one device of a request may stand for.
@@ -24,23 +23,29 @@ const ANNOTATION: [&str; 2] = ["devices.crio.io", "io.kubernetes.cri-o.Devices"]
 /// What it is called in errors.
 const ANNOTATION_FIELD: &str = "sandbox_config.annotations[devices.crio.io]";
 
-pub(crate) fn resolve(
-    context: &Context,
+/// The device nodes of a container: `configured` for all of them (`additional_devices`), those that the pod's annotation
+/// asks for, of which the node must have `allowed` each source (`allowed_devices`), and those of the request.
+///
+/// # Errors
+/// A device that is not there, is none, or may not be asked for, with its field.
+pub fn devices(
+    configured: &[DeviceMapping],
+    allowed: &[String],
     sandbox: &v1::PodSandboxConfig,
-    config: &v1::ContainerConfig,
+    container: &v1::ContainerConfig,
     features: &HandlerFeatures,
 ) -> Result<Vec<ResolvedDevice>> {
     let mut found = Vec::new();
-    for device in &context.config.runtime.additional_devices {
+    for device in configured {
         let (inside, permissions) = (device.destination.to_string_lossy(), device.permissions.clone());
         collect("additional_devices", &device.source, &inside, &permissions, &mut found)?;
     }
     let asked = gated_annotation(&sandbox.annotations, &features.allowed_annotations, &ANNOTATION);
-    for device in annotated(asked.unwrap_or_default(), &context.config.runtime.allowed_devices)? {
+    for device in annotated(asked.unwrap_or_default(), allowed)? {
         let inside = device.destination.to_string_lossy();
         collect(ANNOTATION_FIELD, &device.source, &inside, &device.permissions, &mut found)?;
     }
-    for (index, device) in config.devices.iter().enumerate() {
+    for (index, device) in container.devices.iter().enumerate() {
         let inside =
             if device.container_path.is_empty() { &device.host_path } else { &device.container_path };
         let field = format!("config.devices[{index}].host_path");
@@ -53,12 +58,13 @@ pub(crate) fn resolve(
 fn annotated(text: &str, allowed: &[String]) -> Result<Vec<DeviceMapping>> {
     let mut devices = Vec::new();
     for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
-        let device =
-            DeviceMapping::parse_one(entry).map_err(|reason| Error::invalid(ANNOTATION_FIELD, reason))?;
+        let device = DeviceMapping::parse_one(entry)
+            .map_err(|reason| Error::invalid(format!("{ANNOTATION_FIELD}: {reason}")))?;
         if !allowed.iter().any(|path| Path::new(path) == device.source) {
             let source = device.source.display();
-            let reason = format!("{source} is not among allowed_devices of this node's configuration");
-            return Err(Error::invalid(ANNOTATION_FIELD, reason));
+            return Err(Error::invalid(format!(
+                "{ANNOTATION_FIELD}: {source} is not among allowed_devices of this node's configuration"
+            )));
         }
         devices.push(device);
     }
@@ -93,15 +99,15 @@ fn collect(
     let mut pending = vec![(host.to_owned(), inside.to_owned(), 0)];
     while let Some((host, inside, depth)) = pending.pop() {
         let metadata = fs::metadata(&host).map_err(|error| {
-            Error::invalid(field, format!("{} can't be had", host.display())).because(error)
+            Error::invalid_because(format!("{field}: {} can't be had", host.display()), error)
         })?;
         let kind = metadata.file_type();
         if kind.is_dir() {
             if depth == DEPTH {
-                return Err(Error::invalid(field, format!("{} is nested too deep", host.display())));
+                return Err(Error::invalid(format!("{field}: {} is nested too deep", host.display())));
             }
             let entries = fs::read_dir(&host).map_err(|error| {
-                Error::invalid(field, format!("{} can't be read", host.display())).because(error)
+                Error::invalid_because(format!("{field}: {} can't be read", host.display()), error)
             })?;
             for entry in entries.flatten() {
                 let name = entry.file_name();
@@ -118,11 +124,11 @@ fn collect(
             }
         } else if kind.is_char_device() || kind.is_block_device() {
             if found.len() == MAX {
-                return Err(Error::invalid(field, format!("stands for more than {MAX} devices")));
+                return Err(Error::invalid(format!("{field}: stands for more than {MAX} devices")));
             }
             found.push(node(&inside, &metadata, permissions));
         } else if depth == 0 {
-            return Err(Error::invalid(field, format!("{} is not a device", host.display())));
+            return Err(Error::invalid(format!("{field}: {} is not a device", host.display())));
         }
     }
     Ok(())

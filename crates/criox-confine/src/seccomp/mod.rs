@@ -1,14 +1,16 @@
 //! Which system call filter a container gets: the request's, the handler's, the configuration's, or our own.
 
-pub(crate) mod artifact;
-pub(crate) mod notifier;
+mod artifact;
+mod notifier;
 
 use std::path::Path;
 
 use criox_cri::v1;
 use criox_spec::{SeccompFile, SeccompProfile, SeccompRequest, parse_profile, seccomp_request};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
+pub use artifact::{ArtifactName, SeccompArtifact};
+pub use notifier::NotifierAction;
 
 /// The most that is read of a profile.
 const PROFILE_MAX: u64 = 4 << 20;
@@ -24,16 +26,21 @@ pub struct SeccompDefaults {
 }
 
 /// The filter of one container.
-pub(crate) enum Resolved<'a> {
+#[derive(Debug)]
+pub enum SeccompFilter<'a> {
+    /// None.
     Unconfined,
+    /// Our own default.
     Default,
+    /// A profile that others have as well, and what is recorded for it.
     Shared(&'a SeccompFile, &'a str),
+    /// A profile that was read for this container, and what is recorded for it.
     Loaded(Box<SeccompFile>, String),
 }
 
-impl Resolved<'_> {
+impl SeccompFilter<'_> {
     /// As the specification takes it.
-    pub(crate) fn as_spec(&self) -> SeccompProfile<'_> {
+    pub fn as_spec(&self) -> SeccompProfile<'_> {
         match self {
             Self::Unconfined => SeccompProfile::Unconfined,
             Self::Default => SeccompProfile::Default,
@@ -72,48 +79,47 @@ impl SeccompDefaults {
     ///
     /// # Errors
     /// A profile that can't be read or is none; an annotation that names a profile and no container.
-    pub(crate) fn resolve<'a>(
+    pub fn resolve<'a>(
         &'a self,
         sandbox: &v1::PodSandboxConfig,
         config: &v1::ContainerConfig,
         handler: Option<&Path>,
         allowed: &[String],
-        artifact: Option<&'a artifact::Fetched>,
-    ) -> Result<Resolved<'a>> {
+        artifact: Option<&'a SeccompArtifact>,
+    ) -> Result<SeccompFilter<'a>> {
         artifact::check(sandbox, allowed)?;
-        let request = seccomp_request(config)
-            .map_err(|error| Error::new(Kind::InvalidArgument, format!("config.{error}")))?;
+        let request = seccomp_request(config).map_err(|error| Error::invalid(format!("config.{error}")))?;
         match (request, handler.filter(|path| !path.as_os_str().is_empty()), &self.default) {
             (SeccompRequest::Unconfined, _, _) => Ok(match artifact {
-                Some((profile, name)) => Resolved::Shared(profile, name),
-                None => Resolved::Unconfined,
+                Some(artifact) => SeccompFilter::Shared(&artifact.profile, &artifact.reference),
+                None => SeccompFilter::Unconfined,
             }),
             (SeccompRequest::Privileged, _, _) => Ok(match &self.privileged {
-                Some((profile, path)) => Resolved::Shared(profile, path),
-                None => Resolved::Unconfined,
+                Some((profile, path)) => SeccompFilter::Shared(profile, path),
+                None => SeccompFilter::Unconfined,
             }),
             (SeccompRequest::Localhost(path), _, _) => {
-                Ok(Resolved::Loaded(Box::new(read(Path::new(&path))?), path))
+                Ok(SeccompFilter::Loaded(Box::new(read(Path::new(&path))?), path))
             }
             (SeccompRequest::RuntimeDefault, Some(path), _) => {
-                Ok(Resolved::Loaded(Box::new(read(path)?), RUNTIME_DEFAULT.into()))
+                Ok(SeccompFilter::Loaded(Box::new(read(path)?), RUNTIME_DEFAULT.into()))
             }
             (SeccompRequest::RuntimeDefault, None, Some(default)) => {
-                Ok(Resolved::Shared(default, RUNTIME_DEFAULT))
+                Ok(SeccompFilter::Shared(default, RUNTIME_DEFAULT))
             }
-            (SeccompRequest::RuntimeDefault, None, None) => Ok(Resolved::Default),
+            (SeccompRequest::RuntimeDefault, None, None) => Ok(SeccompFilter::Default),
         }
     }
 }
 
 fn read(path: &Path) -> Result<SeccompFile> {
     use std::io::Read as _;
-    let refused = || Error::new(Kind::InvalidArgument, format!("seccomp profile {}", path.display()));
+    let what = || format!("seccomp profile {}", path.display());
     let mut bytes = Vec::new();
     std::fs::File::open(path)
         .and_then(|file| file.take(PROFILE_MAX + 1).read_to_end(&mut bytes))
-        .map_err(|error| refused().because(error))?;
-    parse_profile(&bytes).map_err(|error| refused().because(error))
+        .map_err(|error| Error::invalid_because(what(), error))?;
+    parse_profile(&bytes).map_err(|error| Error::invalid_because(what(), error))
 }
 
 #[cfg(test)]

@@ -3,10 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use criox_confine::relabel;
 use criox_cri::v1;
 use criox_spec::{ProvidedMounts, ResolvedMount, SelinuxLabels, gated_annotation};
 
+use super::relabel;
 use crate::error::Result;
 
 /// The type of containers that no policy confines: they reach every label.
@@ -16,12 +16,18 @@ const TRUST_TOP: [&str; 2] =
     ["try-skip-volume-selinux-label.crio.io", "io.kubernetes.cri-o.TrySkipVolumeSELinuxLabel"];
 
 /// What is to be labelled, and why.
-pub(crate) struct Labelling<'a> {
-    pub(crate) container: &'a v1::ContainerConfig,
-    pub(crate) sandbox: &'a v1::PodSandboxConfig,
-    pub(crate) mounts: &'a [ResolvedMount],
-    pub(crate) provided: &'a ProvidedMounts,
-    pub(crate) allowed_annotations: &'a [String],
+#[derive(Debug)]
+pub struct Labelling<'a> {
+    /// The request, whose mounts say which of them are to have the label.
+    pub container: &'a v1::ContainerConfig,
+    /// Its sandbox's request.
+    pub sandbox: &'a v1::PodSandboxConfig,
+    /// Where the request's mounts really are, in its order.
+    pub mounts: &'a [ResolvedMount],
+    /// What the runtime itself gives to it.
+    pub provided: &'a ProvidedMounts,
+    /// The annotations that the handler lets pods use.
+    pub allowed_annotations: &'a [String],
 }
 
 impl Labelling<'_> {
@@ -29,7 +35,7 @@ impl Labelling<'_> {
     ///
     /// # Errors
     /// A volume that belongs to the system, or that can't be labelled, with its field.
-    pub(crate) fn apply(&self, labels: &SelinuxLabels) -> Result<()> {
+    pub fn apply(&self, labels: &SelinuxLabels) -> Result<()> {
         if labels.mount.is_empty() {
             return Ok(());
         }

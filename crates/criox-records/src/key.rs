@@ -5,11 +5,20 @@
 
 use criox_cri::v1;
 
-use crate::error::{Error, Result};
+use crate::error::FieldError;
+
+const NONE: FieldError = FieldError::new("config.metadata", "is missing");
+
+fn not_empty(field: &'static str, value: &str) -> Result<(), FieldError> {
+    match value {
+        "" => Err(FieldError::new(field, "must not be empty")),
+        _ => Ok(()),
+    }
+}
 
 /// What tells sandboxes apart: (namespace, name, UID, attempt), as a structure, so that no separator can confuse two.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct SandboxKey {
+pub struct SandboxKey {
     /// The pod's namespace in Kubernetes.
     pub namespace: String,
     /// The pod's name.
@@ -25,16 +34,11 @@ impl SandboxKey {
     ///
     /// # Errors
     /// No metadata, or an empty name, namespace or UID.
-    pub(crate) fn of(config: &v1::PodSandboxConfig) -> Result<Self> {
-        let metadata =
-            config.metadata.as_ref().ok_or_else(|| Error::invalid("config.metadata", "is missing"))?;
-        for (field, value) in
-            [("name", &metadata.name), ("namespace", &metadata.namespace), ("uid", &metadata.uid)]
-        {
-            if value.is_empty() {
-                return Err(Error::invalid(&format!("config.metadata.{field}"), "must not be empty"));
-            }
-        }
+    pub fn of(config: &v1::PodSandboxConfig) -> Result<Self, FieldError> {
+        let metadata = config.metadata.as_ref().ok_or(NONE)?;
+        not_empty("config.metadata.name", &metadata.name)?;
+        not_empty("config.metadata.namespace", &metadata.namespace)?;
+        not_empty("config.metadata.uid", &metadata.uid)?;
         Ok(Self {
             namespace: metadata.namespace.clone(),
             name: metadata.name.clone(),
@@ -46,7 +50,7 @@ impl SandboxKey {
 
 /// What tells the containers of a sandbox apart.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct ContainerKey {
+pub struct ContainerKey {
     /// The container's name in the pod.
     pub name: String,
     /// Its number.
@@ -58,21 +62,15 @@ impl ContainerKey {
     ///
     /// # Errors
     /// No metadata, or an empty name.
-    pub(crate) fn of(config: &v1::ContainerConfig) -> Result<Self> {
-        let metadata =
-            config.metadata.as_ref().ok_or_else(|| Error::invalid("config.metadata", "is missing"))?;
-        if metadata.name.is_empty() {
-            return Err(Error::invalid("config.metadata.name", "must not be empty"));
-        }
+    pub fn of(config: &v1::ContainerConfig) -> Result<Self, FieldError> {
+        let metadata = config.metadata.as_ref().ok_or(NONE)?;
+        not_empty("config.metadata.name", &metadata.name)?;
         Ok(Self { name: metadata.name.clone(), attempt: metadata.attempt })
     }
 }
 
 /// The fields in which two requests for one sandbox differ, of those that the kubelet keeps between retries.
-pub(crate) fn sandbox_differences(
-    old: &v1::PodSandboxConfig,
-    new: &v1::PodSandboxConfig,
-) -> Vec<&'static str> {
+pub fn sandbox_differences(old: &v1::PodSandboxConfig, new: &v1::PodSandboxConfig) -> Vec<&'static str> {
     let mut fields = Vec::new();
     let mut compare = |name, same: bool| {
         if !same {
@@ -92,15 +90,12 @@ pub(crate) fn sandbox_differences(
 }
 
 /// Whether two requests for one container are the same request.
-pub(crate) fn same_container(old: &v1::ContainerConfig, new: &v1::ContainerConfig) -> bool {
+pub fn same_container(old: &v1::ContainerConfig, new: &v1::ContainerConfig) -> bool {
     without_volatile_fields(old) == without_volatile_fields(new)
 }
 
 /// The fields in which two requests for one container differ.
-pub(crate) fn container_differences(
-    old: &v1::ContainerConfig,
-    new: &v1::ContainerConfig,
-) -> Vec<&'static str> {
+pub fn container_differences(old: &v1::ContainerConfig, new: &v1::ContainerConfig) -> Vec<&'static str> {
     let (old, new) = (without_volatile_fields(old), without_volatile_fields(new));
     let mut fields = Vec::new();
     let mut compare = |name, same: bool| {

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::namespaces::Namespace;
+
 /// The roots of the daemon.
 #[derive(Debug, Clone)]
 pub struct Paths {
@@ -96,44 +98,9 @@ impl Paths {
         self.run_root.join("criox-roots")
     }
 
-    /// The directory by which the root of a container in a user namespace is reached.
-    pub fn way(&self, container: &str) -> PathBuf {
-        self.ways().join(container)
-    }
-
     /// The run directory of a pod: the monitor's socket and log, exit records, pinned namespaces, shm.
     pub fn run(&self, sandbox: &str) -> RunDir {
         RunDir(self.runs().join(sandbox))
-    }
-}
-
-/// A kind of namespace that a pod can have pinned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Namespace {
-    /// User: made first, so that it owns the others.
-    User,
-    /// Network.
-    Network,
-    /// System V IPC and POSIX message queues.
-    Ipc,
-    /// Host name.
-    Uts,
-    /// Process numbers, of a pod whose containers share them.
-    Pid,
-}
-
-impl Namespace {
-    /// All of them.
-    pub const ALL: [Self; 5] = [Self::User, Self::Network, Self::Ipc, Self::Uts, Self::Pid];
-
-    fn directory(self) -> &'static str {
-        match self {
-            Self::User => "userns",
-            Self::Network => "netns",
-            Self::Ipc => "ipcns",
-            Self::Uts => "utsns",
-            Self::Pid => "pidns",
-        }
     }
 }
 

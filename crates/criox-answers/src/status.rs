@@ -1,9 +1,8 @@
 //! Records as the messages of CRI.
 
 use criox_cri::v1;
+use criox_records::{ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord, namespace_options};
 use criox_spec::StopSignal;
-
-use crate::record::{ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord};
 
 /// The state that CRI knows.
 pub fn sandbox_state(record: &SandboxRecord) -> v1::PodSandboxState {
@@ -56,16 +55,6 @@ pub fn sandbox_status(record: &SandboxRecord) -> v1::PodSandboxStatus {
         annotations: config.annotations.clone(),
         runtime_handler: record.runtime_handler.clone(),
     }
-}
-
-/// The namespace modes of a sandbox: the request's, or the interface's defaults.
-pub fn namespace_options(config: &v1::PodSandboxConfig) -> v1::NamespaceOption {
-    config
-        .linux
-        .as_ref()
-        .and_then(|linux| linux.security_context.as_ref())
-        .and_then(|security| security.namespace_options.clone())
-        .unwrap_or_default()
 }
 
 /// An entry of ListContainers. The image is what the kubelet gave, for it looks for that text.
@@ -138,6 +127,28 @@ fn mounts(record: &ContainerRecord) -> Vec<v1::Mount> {
 /// The interface's value for a signal's number.
 fn stop_signal(number: i32) -> v1::Signal {
     StopSignal::parse(&number.to_string()).map_or(v1::Signal::RuntimeDefault, StopSignal::to_cri)
+}
+
+/// The attributes of a container in its statistics.
+pub fn container_attributes(record: &ContainerRecord) -> v1::ContainerAttributes {
+    let config = &record.config.0;
+    v1::ContainerAttributes {
+        id: record.id.to_string(),
+        metadata: Some(config.metadata.clone().unwrap_or_default()),
+        labels: config.labels.clone(),
+        annotations: config.annotations.clone(),
+    }
+}
+
+/// The attributes of a sandbox in its statistics.
+pub fn sandbox_attributes(record: &SandboxRecord) -> v1::PodSandboxAttributes {
+    let config = &record.config.0;
+    v1::PodSandboxAttributes {
+        id: record.id.to_string(),
+        metadata: Some(config.metadata.clone().unwrap_or_default()),
+        labels: config.labels.clone(),
+        annotations: config.annotations.clone(),
+    }
 }
 
 /// Whether a sandbox passes a filter: all of its fields must fit, labels exactly.

@@ -11,12 +11,11 @@ use criox_checkpoint::{ConfigDump, Confinement, Intake, SpecDump};
 use criox_cri::v1;
 use criox_spec::{CapabilitySet, oci};
 
-use super::failed;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 
 /// How much of a request is held against the checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Expected {
+pub enum Expected {
     /// What confines it, and what it names itself: CreateContainer, whose kubelet knows little of what goes on.
     Policy,
     /// All that can be seen: RestorePod.
@@ -35,7 +34,7 @@ const OF_THE_POD: [&str; 1] = ["HOSTNAME"];
 ///
 /// # Errors
 /// What does not fit, by the field of the request.
-pub(super) fn check(
+pub fn check(
     intake: &Intake,
     runtime: &str,
     config: &v1::ContainerConfig,
@@ -49,14 +48,17 @@ pub(super) fn check(
     let archived: Vec<&str> = metadata.bind_mounts.iter().map(|mount| mount.destination.as_str()).collect();
     mounts(config, spec, &metadata.spec, &archived, expected)?;
     process(config, spec, &metadata.spec, expected)?;
-    let processes = intake.processes().map_err(|error| failed("processes of the checkpoint", error))?;
+    let processes = intake.processes().map_err(|error| unreadable("processes", error))?;
     credentials(&processes, spec)?;
     filtered(&processes, spec)?;
     confined(intake, spec, root)
 }
 
 /// What can be seen before anything is made, without the specification.
-pub(super) fn early(config: &v1::ContainerConfig, archived: &SpecDump) -> Result<()> {
+///
+/// # Errors
+/// What does not fit, by the field of the request.
+pub fn early(config: &v1::ContainerConfig, archived: &SpecDump) -> Result<()> {
     terminal(config, archived)?;
     if !config.command.is_empty() {
         let args: Vec<&String> = config.command.iter().chain(&config.args).collect();
@@ -70,19 +72,27 @@ pub(super) fn early(config: &v1::ContainerConfig, archived: &SpecDump) -> Result
     Ok(())
 }
 
+fn unreadable(part: &str, source: criox_checkpoint::Error) -> Error {
+    Error::Checkpoint { what: format!("{part} of the checkpoint"), source }
+}
+
 fn mismatch(field: &str, reason: impl std::fmt::Display) -> Error {
     Error::invalid(field, reason)
 }
 
-/// What a name of a runtime says: one of ours may have any name in the configuration.
-pub(super) fn same_runtime(archived: &ConfigDump, runtime: &str) -> Result<()> {
+/// Whether a runtime may restore what another has made, by their names: one of ours may have any name in the
+/// configuration.
+///
+/// # Errors
+/// It is known that it can't.
+pub fn same_runtime(archived: &ConfigDump, runtime: &str) -> Result<()> {
     let made_by = archived.runtime.as_str();
     if made_by == runtime || !RUNTIMES.contains(&made_by) || !RUNTIMES.contains(&runtime) {
         return Ok(());
     }
     let text =
         format!("runtime_handler: the checkpoint was made by {made_by}, which {runtime} can't restore");
-    Err(Error::new(Kind::InvalidArgument, text))
+    Err(Error::Invalid { message: text, source: None })
 }
 
 fn terminal(config: &v1::ContainerConfig, archived: &SpecDump) -> Result<()> {
@@ -129,7 +139,7 @@ fn mounts(
 
 /// What CRIU mounts is what the specification has: nothing more, no masked path uncovered, and read-only what is to be.
 fn confined(intake: &Intake, spec: &oci::Spec, root: &Path) -> Result<()> {
-    let what = |error| failed("mounts of the checkpoint", error);
+    let what = |error| unreadable("mounts", error);
     let read_only = |mount: &oci::Mount| mount.options.iter().any(|option| option == "ro" || option == "rro");
     let mounts = spec.mounts.iter().map(|mount| (mount.destination.as_str(), read_only(mount)));
     let confinement = Confinement {
@@ -150,7 +160,7 @@ fn filtered(processes: &Processes, spec: &oci::Spec) -> Result<()> {
             let text = format!(
                 "config.linux.security_context.seccomp: the filter of thread {thread} of the checkpoint lets {name} through, which the profile asked for refuses"
             );
-            Err(Error::new(Kind::FailedPrecondition, text))
+            Err(Error::Refused(text))
         }
         None => Ok(()),
     }
@@ -240,7 +250,7 @@ fn shown(args: &[String]) -> String {
 }
 
 /// Whether a profile of AppArmor confines anything.
-pub(super) fn confines(profile: &str) -> bool {
+pub fn confines(profile: &str) -> bool {
     !matches!(profile, "" | "unconfined")
 }
 
@@ -253,7 +263,7 @@ fn credentials(processes: &Processes, spec: &oci::Spec) -> Result<()> {
             allowed.check(credentials, process.first).map_err(|(field, reason)| {
                 let field = format!("config.linux.security_context.{field}");
                 let reason = format!("process {} of the checkpoint {reason}", process.pid);
-                Error::new(Kind::FailedPrecondition, format!("{field}: {reason}"))
+                Error::Refused(format!("{field}: {reason}"))
             })?;
         }
     }

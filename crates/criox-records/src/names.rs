@@ -1,27 +1,28 @@
 //! Names that CRI-O gives, for tools that look for them and for a node that goes back to it.
 
-use criox_store::Timestamp;
+use criox_cri::v1;
 
+use crate::namespaces::namespace_options;
 use crate::record::{ContainerRecord, SandboxRecord};
 
 /// The key of our mark in a storage container's metadata; CRI-O leaves keys alone that it doesn't know.
 const CREATOR: &str = "creator";
 
 /// `k8s_<pod>_<namespace>_<uid>_<attempt>`.
-pub(crate) fn sandbox(sandbox: &SandboxRecord) -> String {
+pub fn sandbox(sandbox: &SandboxRecord) -> String {
     let metadata = sandbox.config.0.metadata.clone().unwrap_or_default();
     format!("k8s_{}_{}_{}_{}", metadata.name, metadata.namespace, metadata.uid, metadata.attempt)
 }
 
 /// `k8s_<container>_<pod>_<namespace>_<uid>_<attempt>`.
-pub(crate) fn container(sandbox: &SandboxRecord, container: &ContainerRecord) -> String {
+pub fn container(sandbox: &SandboxRecord, container: &ContainerRecord) -> String {
     let pod = sandbox.config.0.metadata.clone().unwrap_or_default();
     let own = container.config.0.metadata.clone().unwrap_or_default();
     format!("k8s_{}_{}_{}_{}_{}", own.name, pod.name, pod.namespace, pod.uid, own.attempt)
 }
 
 /// The metadata of a storage container: whose it is, so that others leave it alone and a sweep finds it.
-pub(crate) fn storage_metadata(sandbox: &SandboxRecord, container: &ContainerRecord) -> String {
+pub fn storage_metadata(sandbox: &SandboxRecord, container: &ContainerRecord) -> String {
     let pod = sandbox.config.0.metadata.clone().unwrap_or_default();
     let own = container.config.0.metadata.clone().unwrap_or_default();
     let security = container.config.0.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
@@ -46,7 +47,7 @@ pub(crate) fn storage_metadata(sandbox: &SandboxRecord, container: &ContainerRec
 const VOLUME_OF: &str = "image-volume-of";
 
 /// The metadata of the storage container that is an image volume.
-pub(crate) fn volume_metadata(sandbox: &SandboxRecord, container: &ContainerRecord, image: &str) -> String {
+pub fn volume_metadata(sandbox: &SandboxRecord, container: &ContainerRecord, image: &str) -> String {
     serde_json::json!({
         CREATOR: "criox",
         "pod-name": self::sandbox(sandbox),
@@ -58,14 +59,14 @@ pub(crate) fn volume_metadata(sandbox: &SandboxRecord, container: &ContainerReco
 }
 
 /// The container whose image volume a storage container is, by its metadata.
-pub(crate) fn volume_of(metadata: &str) -> Option<String> {
+pub fn volume_of(metadata: &str) -> Option<String> {
     let value: serde_json::Value = serde_json::from_str(metadata).ok()?;
     value.get(VOLUME_OF)?.as_str().map(str::to_owned)
 }
 
 /// The sandbox that a storage container belongs to, by its metadata: none for those of other programs, CRI-O's among
 /// them, which may run while a node changes over.
-pub(crate) fn owner_of(metadata: &str) -> Option<String> {
+pub fn owner_of(metadata: &str) -> Option<String> {
     let value: serde_json::Value = serde_json::from_str(metadata).ok()?;
     let text = |key: &str| value.get(key).and_then(serde_json::Value::as_str).filter(|text| !text.is_empty());
     text(CREATOR)
@@ -75,21 +76,22 @@ pub(crate) fn owner_of(metadata: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// Nanoseconds since the epoch as RFC 3339 in UTC.
-pub(crate) fn rfc3339(nanoseconds: i64) -> String {
-    let seconds = nanoseconds.div_euclid(1_000_000_000);
-    let rest = nanoseconds.rem_euclid(1_000_000_000);
-    Timestamp { seconds, nanoseconds: u32::try_from(rest).unwrap_or(0) }.to_string()
+/// The sandbox's own, empty cgroup. cAdvisor takes only groups with the name of a scope where systemd manages them; it
+/// becomes a scope when a process is in it.
+pub fn sandbox_group(record: &SandboxRecord) -> String {
+    let parent = record.cgroup_parent.trim_end_matches('/');
+    let scope = if parent.ends_with(".slice") { ".scope" } else { "" };
+    format!("{parent}/crio-{}{scope}", record.id)
 }
 
 /// The host name in the pod's UTS namespace: the request's, the node's with host network, else twelve digits of the ID.
-pub(crate) fn hostname(sandbox: &SandboxRecord) -> String {
+pub fn hostname(sandbox: &SandboxRecord) -> String {
     let config = &sandbox.config.0;
     if !config.hostname.is_empty() {
         return config.hostname.clone();
     }
-    let options = crate::status::namespace_options(config);
-    if options.network() == criox_cri::v1::NamespaceMode::Node {
+    let options = namespace_options(config);
+    if options.network() == v1::NamespaceMode::Node {
         return rustix::system::uname().nodename().to_string_lossy().into_owned();
     }
     sandbox.id.short().to_owned()
@@ -107,10 +109,5 @@ mod tests {
         assert_eq!(owner_of(r#"{"creator":"criox","pod-name":"","pod-id":"abc"}"#), None);
         assert_eq!(owner_of(r#"{"image-name":"x"}"#), None);
         assert_eq!(owner_of(""), None);
-    }
-
-    #[test]
-    fn times_are_written_in_utc_with_nanoseconds() {
-        assert_eq!(rfc3339(1_475_712_429_794_202_000), "2016-10-06T00:07:09.794202Z");
     }
 }

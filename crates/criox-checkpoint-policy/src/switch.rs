@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use criox_config::value::CheckpointLevel;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 
 /// CRIU's program, which the OCI runtimes look for by this name.
 const CRIU: &str = "criu";
@@ -25,7 +25,7 @@ pub struct Checkpoints {
 
 /// What belongs to one call, until this is dropped.
 #[derive(Debug)]
-pub(super) struct Claim {
+pub struct Claim {
     what: String,
     all: Arc<Mutex<HashSet<String>>>,
 }
@@ -49,15 +49,17 @@ impl Checkpoints {
         Self { level, criu: found, claimed: Arc::default() }
     }
 
+    /// Takes what belongs to one call at a time, a place or a pod, by its name.
+    ///
     /// # Errors
     /// Another call is at work on it.
-    pub(super) fn claim(&self, what: String) -> Result<Claim> {
+    pub fn claim(&self, what: String) -> Result<Claim> {
         let new = self.claimed.lock().unwrap_or_else(PoisonError::into_inner).insert(what.clone());
         match new {
             true => Ok(Claim { what, all: self.claimed.clone() }),
             false => {
                 let text = format!("another call is at work on {what}; try again when it has ended");
-                Err(Error::new(Kind::FailedPrecondition, text))
+                Err(Error::Refused(text))
             }
         }
     }
@@ -68,13 +70,15 @@ impl Checkpoints {
     }
 
     /// Whether checkpoints may be restored.
-    pub(crate) fn restores(&self) -> bool {
+    pub fn restores(&self) -> bool {
         self.restore().is_ok()
     }
 
+    /// Whether checkpoints are made.
+    ///
     /// # Errors
-    /// No checkpoints are made here, and why.
-    pub(crate) fn checkpoint(&self) -> Result<()> {
+    /// None are, and why.
+    pub fn checkpoint(&self) -> Result<()> {
         let reason = match (self.level, &self.criu) {
             (CheckpointLevel::None, _) => {
                 "it is off; set container_level_enabled in [crio.checkpoint_restore] to \"checkpoint_only\" or \"checkpoint_restore\", and restart criox"
@@ -84,16 +88,18 @@ impl Checkpoints {
             }
             (_, Some(_)) => return Ok(()),
         };
-        Err(Error::new(Kind::FailedPrecondition, format!("{NOT_AVAILABLE}: {reason}")))
+        Err(Error::Refused(format!("{NOT_AVAILABLE}: {reason}")))
     }
 
+    /// Whether checkpoints are restored.
+    ///
     /// # Errors
-    /// No checkpoints are restored here, and why.
-    pub(crate) fn restore(&self) -> Result<()> {
+    /// None are, and why.
+    pub fn restore(&self) -> Result<()> {
         self.checkpoint()?;
         if self.level == CheckpointLevel::CheckpointOnly {
             let reason = "container_level_enabled in [crio.checkpoint_restore] is \"checkpoint_only\"; restores need \"checkpoint_restore\"";
-            return Err(Error::new(Kind::FailedPrecondition, format!("{NOT_AVAILABLE}: {reason}")));
+            return Err(Error::Refused(format!("{NOT_AVAILABLE}: {reason}")));
         }
         Ok(())
     }

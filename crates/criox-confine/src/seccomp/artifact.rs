@@ -2,31 +2,79 @@
 //! container that asks for no filter.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::fmt;
 
 use criox_cri::v1;
-use criox_image::PullRequest;
-use criox_spec::{
-    HandlerFeatures, SeccompFile, SeccompRequest, gated_annotation, parse_profile, seccomp_request,
-};
+use criox_spec::{SeccompFile, SeccompRequest, gated_annotation, parse_profile, seccomp_request};
 
-use crate::container::create::Work;
-use crate::context::blocking;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 
 /// The newer name counts first.
 const ANNOTATIONS: [&str; 2] = ["seccomp-profile.crio.io", "seccomp-profile.kubernetes.cri-o.io"];
 /// For all containers of a pod.
 const POD: &str = "POD";
-/// What such artifacts call themselves.
-const MEDIA_TYPE: &str = "application/vnd.cncf.seccomp-profile.config.v1+json";
-/// As in CRI-O.
-const MAX_BYTES: u64 = 1 << 20;
-/// Registries and parsing together.
-const FETCH: Duration = Duration::from_secs(120);
 
-/// A profile, and the `repository@digest` that is recorded.
-pub(crate) type Fetched = (SeccompFile, String);
+/// A profile that was fetched.
+#[derive(Debug)]
+pub struct SeccompArtifact {
+    /// Itself.
+    pub profile: SeccompFile,
+    /// The `repository@digest` that is recorded.
+    pub reference: String,
+}
+
+/// Which artifact an annotation names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArtifactName {
+    /// The annotation's key.
+    pub annotation: String,
+    /// The reference, as an image is named.
+    pub reference: String,
+}
+
+impl fmt::Display for ArtifactName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "seccomp profile {} (annotation {})", self.reference, self.annotation)
+    }
+}
+
+impl ArtifactName {
+    /// What such artifacts call themselves.
+    pub const MEDIA_TYPE: &str = "application/vnd.cncf.seccomp-profile.config.v1+json";
+    /// The most bytes that one may have, as in CRI-O.
+    pub const MAX_BYTES: u64 = 1 << 20;
+
+    /// The profile that annotations of the pod or of the container's `image` name, if the container asks for no filter and
+    /// its handler has the annotation `allowed`. What is wrong with the request is said where the filter is made.
+    pub fn of(
+        sandbox: &v1::PodSandboxConfig,
+        container: &v1::ContainerConfig,
+        image: &BTreeMap<String, String>,
+        allowed: &[String],
+    ) -> Option<Self> {
+        if seccomp_request(container) != Ok(SeccompRequest::Unconfined) {
+            return None;
+        }
+        let name = container.metadata.as_ref().map(|metadata| metadata.name.as_str()).unwrap_or_default();
+        let (annotation, reference) = named(&sandbox.annotations, image, name, allowed)?;
+        Some(Self { annotation, reference: reference.to_owned() })
+    }
+
+    /// The profile in an artifact's bytes.
+    ///
+    /// # Errors
+    /// It is none, or none that may come from a registry.
+    pub fn parse(&self, bytes: &[u8]) -> Result<SeccompFile> {
+        let profile = parse_profile(bytes).map_err(|error| Error::node_because(self.to_string(), error))?;
+        // It would have the runtime connect to a socket of the node's.
+        if profile.asks_listener() {
+            return Err(Error::node(format!(
+                "{self}: it asks a listener, which a profile from a registry may not"
+            )));
+        }
+        Ok(profile)
+    }
+}
 
 /// The annotation that names the profile of a container, and the reference: the pod's before the image's.
 fn named<'a>(
@@ -53,60 +101,11 @@ pub(super) fn check(sandbox: &v1::PodSandboxConfig, allowed: &[String]) -> Resul
     let bare =
         ANNOTATIONS.iter().find(|name| gated_annotation(&sandbox.annotations, allowed, &[name]).is_some());
     match bare {
-        Some(name) => Err(Error::invalid(
-            &format!("sandbox_config.annotations[{name}]"),
-            format!("a pod names its profile by {name}/{POD}, or {name}/ and a container's name"),
-        )),
+        Some(name) => Err(Error::invalid(format!(
+            "sandbox_config.annotations[{name}]: a pod names its profile by {name}/{POD}, or {name}/ and a container's name"
+        ))),
         None => Ok(()),
     }
-}
-
-/// Fetches the profile that the annotations name, if the container asks for no filter and its handler allows them.
-///
-/// # Errors
-/// The artifact can't be had, or is no profile that may come from there. Never without the filter that was asked for.
-pub(crate) async fn fetch(
-    work: &Work,
-    image: &BTreeMap<String, String>,
-    features: &HandlerFeatures,
-) -> Result<Option<Fetched>> {
-    let (sandbox, container) = (&work.sandbox.config.0, &work.record.config.0);
-    // What is wrong with the request is said where the filter is made.
-    if seccomp_request(container) != Ok(SeccompRequest::Unconfined) {
-        return Ok(None);
-    }
-    let name = container.metadata.as_ref().map(|metadata| metadata.name.as_str()).unwrap_or_default();
-    let Some((key, reference)) = named(&sandbox.annotations, image, name, &features.allowed_annotations)
-    else {
-        return Ok(None);
-    };
-    if work.source.is_some() {
-        let text = format!(
-            "annotation {key}: a container that goes on from a checkpoint keeps its filter; remove the annotation"
-        );
-        return Err(Error::new(Kind::FailedPrecondition, text));
-    }
-    let namespace = sandbox.metadata.as_ref().map(|metadata| metadata.namespace.clone()).unwrap_or_default();
-    let request = PullRequest { image: reference.to_owned(), auth: None, namespace };
-    let what = format!("seccomp profile {reference} (annotation {key})");
-    let artifact = tokio::time::timeout(FETCH, work.context.images.artifact(&request, MEDIA_TYPE, MAX_BYTES))
-        .await
-        .map_err(|_| Error::timed_out("fetching", &what, FETCH, "look at the registry"))?
-        .map_err(|error| Error::failed(what.clone()).because(error))?;
-    let object = what.clone();
-    let profile = blocking("reading", &object, FETCH, move || read(&what, &artifact.bytes)).await?;
-    Ok(Some((profile, artifact.reference)))
-}
-
-fn read(what: &str, bytes: &[u8]) -> Result<SeccompFile> {
-    let profile =
-        parse_profile(bytes).map_err(|error| Error::new(Kind::FailedPrecondition, what).because(error))?;
-    // It would have the runtime connect to a socket of the node's.
-    if profile.asks_listener() {
-        let text = format!("{what}: it asks a listener, which a profile from a registry may not");
-        return Err(Error::new(Kind::FailedPrecondition, text));
-    }
-    Ok(profile)
 }
 
 #[cfg(test)]
@@ -163,6 +162,7 @@ mod tests {
 
     #[test]
     fn a_profile_from_a_registry_reaches_no_socket_of_the_node() {
+        let name = ArtifactName { annotation: ANNOTATIONS[0].to_owned(), reference: "r/x:1".to_owned() };
         for hostile in [
             r#"{"defaultAction":"SCMP_ACT_ALLOW","listenerPath":"/run/x"}"#,
             r#"{"defaultAction":"SCMP_ACT_NOTIFY"}"#,
@@ -170,9 +170,9 @@ mod tests {
             r#"{"defaultAction":"SCMP_ACT_EVERYTHING"}"#,
             "not JSON",
         ] {
-            let error = read("seccomp profile r/x:1", hostile.as_bytes()).expect_err(hostile);
-            assert!(error.chain().contains("r/x:1"), "{hostile}: {}", error.chain());
+            let error = name.parse(hostile.as_bytes()).expect_err(hostile);
+            assert!(error.to_string().contains("r/x:1"), "{hostile}: {error}");
         }
-        assert!(read("x", br#"{"defaultAction":"SCMP_ACT_ALLOW"}"#).is_ok());
+        assert!(name.parse(br#"{"defaultAction":"SCMP_ACT_ALLOW"}"#).is_ok());
     }
 }
