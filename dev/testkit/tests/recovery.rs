@@ -482,7 +482,11 @@ fn orphans() -> Result {
     // Nobody knows where the groups were in which nothing runs.
     for group in testkit::leftovers::cgroups(&place.daemon.traces()) {
         if [&dead, &dead_container].iter().any(|id| group.to_string_lossy().contains(id.as_str())) {
-            std::fs::remove_dir(group)?;
+            // Busy until those that were just killed are gone.
+            wait_for("the group to be empty", LIMIT, || match std::fs::remove_dir(&group) {
+                Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => Ok(None),
+                removed => Ok(Some(removed?)),
+            })?;
         }
     }
     place.daemon.start()?;
