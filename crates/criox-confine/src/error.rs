@@ -77,8 +77,7 @@ impl Error {
     }
 }
 
-/// A message and its causes, for tests.
-#[cfg(test)]
+/// A message and its causes, for logs.
 pub(crate) fn chain(error: &dyn StdError) -> String {
     match error.source() {
         Some(source) => format!("{error}: {}", chain(source)),

@@ -7,6 +7,7 @@
 //! | [`Selinux`] | labels with a level for each pod; [`relabel`] gives a volume its container's label |
 //! | [`Labelling`] | which of a container's volumes and files get its label |
 //! | [`devices`] | device nodes of configuration, annotation and request |
+//! | [`MountSources`] | where the sources of mounts really are |
 //! | [`Cdi`] | the files in which vendors describe devices, read again when they change |
 //! | [`SeccompDefaults`] | which filter of system calls a container gets, and what is said of a profile in a registry ([`ArtifactName`]) or of calls that are refused ([`NotifierAction`]) |
 //! | [`Users`], [`Ways`] | a pod's own users, and its root's way to the root file systems of its containers |
@@ -18,6 +19,7 @@ mod apparmor;
 mod cdi;
 mod devices;
 mod error;
+mod mount_sources;
 mod seccomp;
 mod selinux;
 mod userns;
@@ -27,6 +29,7 @@ pub use apparmor::AppArmor;
 pub use cdi::Cdi;
 pub use devices::{devices, host_devices};
 pub use error::{Cause, Error, Result};
+pub use mount_sources::{MountSources, open_user_namespace};
 pub use seccomp::{ArtifactName, NotifierAction, SeccompArtifact, SeccompDefaults, SeccompFilter};
 pub use selinux::{Labelling, Labels, Selinux, relabel};
 pub use userns::Users;

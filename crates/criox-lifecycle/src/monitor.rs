@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use criox_cri::ids::ContainerId;
 use criox_monitor_api::client::{CallError, Client, ConnectError};
+use criox_monitor_api::exit_record;
 use criox_monitor_api::proto::{
     self, Event, ExitFacts, ListReply, container_state, event, failure, reply, request,
 };
@@ -16,7 +17,6 @@ use criox_records::{ProcessIdentity, RunDir, SandboxRecord};
 use criox_sys::cgroup::Driver;
 use criox_sys::process::{Pidfd, SpawnSpec};
 use criox_sys::socket;
-use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -239,35 +239,14 @@ pub(crate) async fn relist(client: Client, mut events: mpsc::Receiver<Event>, to
 }
 
 /// The exit record that the monitor left on disk, if it wrote one.
-pub(crate) async fn exit_record(run: &RunDir, container: &ContainerId) -> Option<ExitFacts> {
+pub(crate) async fn recorded_exit(run: &RunDir, container: &ContainerId) -> Option<ExitFacts> {
     let path = run.exit_record(container.as_str());
-    tokio::task::spawn_blocking(move || read_exit_record(&path)).await.ok().flatten()
+    tokio::task::spawn_blocking(move || recorded_exit_now(&path)).await.ok().flatten()
 }
 
-/// As [`exit_record`], for callers that may block.
-pub(crate) fn read_exit_record(path: &Path) -> Option<ExitFacts> {
-    let record: ExitRecord = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
-    (record.version <= EXIT_RECORD_VERSION).then_some(ExitFacts {
-        exit_code: record.exit_code,
-        signal: record.signal,
-        oom_killed: record.oom_killed,
-        finished_at: record.finished_at,
-    })
-}
-
-/// The newest form of exit records that is read.
-const EXIT_RECORD_VERSION: u32 = 1;
-
-/// `exits/<container>` in the run directory, as the monitor writes it.
-#[derive(Debug, Deserialize)]
-struct ExitRecord {
-    version: u32,
-    exit_code: i32,
-    #[serde(default)]
-    signal: i32,
-    #[serde(default)]
-    oom_killed: bool,
-    finished_at: i64,
+/// As [`recorded_exit`], for callers that may block.
+pub(crate) fn recorded_exit_now(path: &Path) -> Option<ExitFacts> {
+    exit_record::parse(&std::fs::read(path).ok()?)
 }
 
 /// Ends a monitor: asks it to, then kills it; waits until it is gone and reaps it where it is ours.
@@ -333,29 +312,4 @@ pub(crate) fn refused(operation: &str, object: &str, error: CallError) -> Error 
         _ => Kind::Failed,
     };
     Error::new(kind, format!("{operation} of {object}")).because(error)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(bytes: &[u8]) -> Option<ExitFacts> {
-        let file = tempfile::NamedTempFile::new().expect("a temporary file");
-        std::io::Write::write_all(&mut file.as_file(), bytes).expect("it takes bytes");
-        read_exit_record(file.path())
-    }
-
-    #[test]
-    fn exit_records_of_version_one_are_read_for_ever() {
-        let golden = br#"{"version":1,"container_id":"c","exit_code":137,"signal":9,"oom_killed":true,"finished_at":7}"#;
-        let facts = check(golden).expect("a golden record");
-        assert_eq!((facts.exit_code, facts.signal, facts.oom_killed, facts.finished_at), (137, 9, true, 7));
-    }
-
-    #[test]
-    fn torn_and_later_exit_records_are_none() {
-        assert!(check(b"").is_none());
-        assert!(check(br#"{"version":1,"exit_co"#).is_none());
-        assert!(check(br#"{"version":2,"exit_code":0,"finished_at":7}"#).is_none());
-    }
 }

@@ -458,7 +458,7 @@ fn lose(context: &Context, run: &RunDir, container: &mut ContainerRecord, reason
     if container.phase == ContainerPhase::Exited {
         return;
     }
-    let exit = match monitor::read_exit_record(&run.exit_record(container.id.as_str())) {
+    let exit = match monitor::recorded_exit_now(&run.exit_record(container.id.as_str())) {
         Some(facts) => exit_of(&facts),
         None => Exit {
             code: reasons::UNKNOWN_EXIT_CODE,

@@ -1,6 +1,5 @@
 //! A pod's own user namespace, as far as the node, the handler and the store have a say in it.
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use criox_confine::{Users, Ways};
@@ -42,10 +41,8 @@ pub(crate) async fn possible(context: &Context, sandbox: &v1::PodSandboxConfig, 
 
 /// The pod's user namespace itself.
 pub(crate) fn open(context: &Context, sandbox: &str) -> Result<OwnedFd> {
-    let path = context.paths.namespace(Namespace::User, sandbox);
-    let file = File::open(&path);
-    file.map(OwnedFd::from)
-        .map_err(|error| Error::failed(format!("user namespace {}", path.display())).because(error))
+    let pin = context.paths.namespace(Namespace::User, sandbox);
+    Ok(criox_confine::open_user_namespace(&pin)?)
 }
 
 /// Withdraws what belongs to no container of the store any more.

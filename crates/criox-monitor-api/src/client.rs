@@ -469,6 +469,7 @@ mod tests {
         client.done(request::Verb::Delete(Delete::default()), limit).await.unwrap();
         assert!(client.shared.waiting().terminals.is_empty());
         drop((client, events));
-        serving.join().unwrap();
+        // The task that holds the socket needs this thread for its end.
+        tokio::task::spawn_blocking(|| serving.join()).await.unwrap().unwrap();
     }
 }

@@ -1,10 +1,12 @@
 //! The protocol between the daemon and the monitors.
 //!
 //! [`proto`] holds the generated messages of `proto/monitor.proto`, [`frame`] puts them on a UNIX stream socket
-//! together with descriptors. The feature `client` adds the daemon's asynchronous side.
+//! together with descriptors. [`exit_record`] is what is left on disk for
+//! a daemon that was away. The feature `client` adds the daemon's asynchronous side.
 
 #[cfg(feature = "client")]
 pub mod client;
+pub mod exit_record;
 pub mod frame;
 
 /// The messages, as `proto/monitor.proto` defines and explains them.

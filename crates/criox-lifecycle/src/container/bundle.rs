@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use criox_config::value::ImageVolumes;
-use criox_confine::{Labelling, SeccompArtifact, Users, Ways};
+use criox_confine::{Labelling, MountSources, SeccompArtifact, Users, Ways};
 use criox_cri::v1;
 use criox_image::ImageInfo;
 use criox_records::{
@@ -20,9 +20,7 @@ use criox_spec::{
 };
 use criox_store::{ContainerDraft, Timestamp};
 use criox_sys::durable;
-use criox_sys::idmap::{self, IdRange};
 use criox_sys::inroot::{self, Root};
-use criox_sys::mount::{self, MountInfo};
 
 use super::create::Work;
 use super::{image_volume, log, timezone};
@@ -197,13 +195,17 @@ pub(crate) fn resolve_mounts(
     at: &AtomicUsize,
 ) -> Result<Vec<ResolvedMount>> {
     let config = &record.config.0;
-    let propagates =
-        config.mounts.iter().any(|mount| mount.propagation() != v1::MountPropagation::PropagationPrivate);
-    let table = match propagates {
-        true => mount::mountinfo()
-            .map_err(|error| Error::failed("read of /proc/self/mountinfo").because(error))?,
-        false => Vec::new(),
+    let owners =
+        Users::of(&sandbox.config.0).map(|_| context.paths.namespace(Namespace::User, sandbox.id.as_str()));
+    let runtime = &context.config.runtime;
+    let sources = MountSources {
+        prefix: runtime.bind_mount_prefix.as_deref(),
+        reject_absent: &runtime.absent_mount_sources_to_reject,
+        graph_root: context.store.graph_root(),
+        user_namespace: owners.as_deref(),
+        idmapped_mounts: context.node.idmapped_mounts,
     };
+    let table = sources.table(config)?;
     config
         .mounts
         .iter()
@@ -216,79 +218,10 @@ pub(crate) fn resolve_mounts(
                     image_volume::mount(context, sandbox, record, &wanted)
                 }
                 // With both the specification says what is wrong.
-                _ => resolve_mount(context, sandbox, index, mount, &table),
+                _ => Ok(sources.resolve(index, mount, &table)?),
             }
         })
         .collect()
-}
-
-fn resolve_mount(
-    context: &Context,
-    sandbox: &SandboxRecord,
-    index: usize,
-    mount: &v1::Mount,
-    table: &[MountInfo],
-) -> Result<ResolvedMount> {
-    let field = format!("config.mounts[{index}].host_path");
-    if !mount.host_path.starts_with('/') {
-        return Err(Error::invalid(&field, format!("{:?} is not an absolute path", mount.host_path)));
-    }
-    let runtime = &context.config.runtime;
-    let path = match runtime.bind_mount_prefix.as_deref().filter(|prefix| !prefix.as_os_str().is_empty()) {
-        Some(prefix) => prefix.join(mount.host_path.trim_start_matches('/')),
-        None => PathBuf::from(&mount.host_path),
-    };
-    let source = match std::fs::canonicalize(&path) {
-        Ok(source) => source,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if runtime.absent_mount_sources_to_reject.contains(&path) {
-                return Err(Error::invalid(&field, format!("{} does not exist", path.display())));
-            }
-            std::fs::create_dir_all(&path).and_then(|()| std::fs::canonicalize(&path)).map_err(|error| {
-                Error::invalid(&field, format!("{} could not be made", path.display())).because(error)
-            })?
-        }
-        Err(error) => {
-            return Err(Error::invalid(&field, format!("{} can't be had", path.display())).because(error));
-        }
-    };
-    let is_dir = std::fs::metadata(&source).is_ok_and(|metadata| metadata.is_dir());
-    let below = table
-        .iter()
-        .filter(|entry| source.starts_with(&entry.mount_point))
-        .max_by_key(|entry| entry.mount_point.as_os_str().len());
-    Ok(ResolvedMount {
-        is_dir,
-        shared: below.is_some_and(MountInfo::is_shared),
-        slave: below.is_some_and(MountInfo::is_slave),
-        idmappable: idmappable(context, sandbox, mount, &source)?,
-        contains_graph_root: context.store.graph_root().starts_with(&source),
-        source: source.to_string_lossy().into_owned(),
-        image_id: String::new(),
-    })
-}
-
-/// Whether a mount that asks for other owners can have them, by trying with a copy that is mounted nowhere.
-fn idmappable(context: &Context, sandbox: &SandboxRecord, mount: &v1::Mount, source: &Path) -> Result<bool> {
-    if mount.uid_mappings.is_empty() || !context.node.idmapped_mounts {
-        return Ok(false);
-    }
-    let owners = match Users::of(&sandbox.config.0) {
-        Some(_) => userns::open(context, sandbox.id.as_str())?,
-        // Which mapping it is makes no difference to a file system.
-        None => {
-            let any = [IdRange { inside: 0, host: 65_536, length: 65_536 }];
-            idmap::user_namespace(&any, &any)
-                .map_err(|error| Error::failed("trial of an idmapped mount").because(error))?
-        }
-    };
-    match idmap::clone_mapped(source, owners.as_fd(), false, false) {
-        Ok(_) => Ok(true),
-        Err(error) => {
-            tracing::debug!(source = %source.display(), error = crate::error::chain(&error), "can't be idmapped");
-            Ok(false)
-        }
-    }
 }
 
 /// Builds the specification and writes the bundle.

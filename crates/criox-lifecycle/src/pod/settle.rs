@@ -427,7 +427,7 @@ impl Task {
                 continue;
             }
             let run = self.context.paths.run(self.sandbox.id.as_str());
-            let exit = crate::monitor::exit_record(&run, &id).await.map_or_else(
+            let exit = crate::monitor::recorded_exit(&run, &id).await.map_or_else(
                 || Exit {
                     code: reasons::UNKNOWN_EXIT_CODE,
                     finished_at: self.context.clock.now(),
