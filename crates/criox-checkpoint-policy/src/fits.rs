@@ -51,6 +51,8 @@ pub fn check(
     let processes = intake.processes().map_err(|error| unreadable("processes", error))?;
     credentials(&processes, spec)?;
     filtered(&processes, spec)?;
+    let shared = processes.shared_namespaces(&intake.images());
+    namespaces(&shared.map_err(|error| unreadable("namespaces", error))?, spec)?;
     confined(intake, spec, root)
 }
 
@@ -135,6 +137,17 @@ fn mounts(
         }
     }
     Ok(())
+}
+
+/// No process is with the node where the request keeps it apart.
+fn namespaces(shared: &BTreeSet<&str>, spec: &oci::Spec) -> Result<()> {
+    let apart = spec.linux.namespaces.iter().map(|namespace| namespace.kind.as_str());
+    match apart.into_iter().find(|kind| shared.contains(kind)) {
+        Some(kind) => Err(Error::Refused(format!(
+            "config.linux.security_context.namespace_options: the checkpoint's processes were in the node's {kind} namespace"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// What CRIU mounts is what the specification has: nothing more, no masked path uncovered, and read-only what is to be.

@@ -226,3 +226,18 @@ fn runtimes_do_not_restore_each_others_checkpoints() {
         same_runtime(&made_by(there), here).expect("may be the same");
     }
 }
+
+#[test]
+fn who_was_with_the_node_is_not_restored_where_it_is_to_be_apart() {
+    let with = |kinds: &[&str]| {
+        let mut spec = live();
+        let namespace = |kind: &&str| oci::Namespace { kind: (*kind).to_owned(), path: None };
+        spec.linux.namespaces = kinds.iter().map(namespace).collect();
+        spec
+    };
+    // A host network is one that nobody asks to be kept apart.
+    let shared = BTreeSet::from(["network", "user", "time"]);
+    namespaces(&shared, &with(&["mount", "pid", "ipc", "uts"])).unwrap();
+    let error = namespaces(&shared, &with(&["mount", "pid", "network"])).unwrap_err().to_string();
+    assert!(error.contains("namespace_options") && error.contains("network"), "{error}");
+}

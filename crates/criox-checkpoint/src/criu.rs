@@ -17,8 +17,10 @@ use rustix::fs::{Dir, Mode, OFlags};
 
 use crate::bpf;
 use crate::error::Error;
+use crate::metadata;
 
 mod host;
+mod namespaces;
 mod sockets;
 
 pub use host::Mount;
@@ -38,6 +40,12 @@ const MAX_CORE: u64 = 1 << 20;
 const MAX_IMAGE: u64 = 32 << 20;
 /// Most threads of all processes together.
 const MAX_THREADS: usize = 65_536;
+
+/// What the runtime's own three streams were, by their numbers: it hands each that was a pipe in anew.
+const DESCRIPTORS: &str = "descriptors.json";
+const MAX_DESCRIPTORS: u64 = 16 << 10;
+/// Standard input, output and error.
+const STREAMS: usize = 3;
 
 /// Where a container has its cgroups.
 pub(crate) const CGROUP_MOUNTS: &str = "/sys/fs/cgroup";
@@ -258,7 +266,8 @@ impl Processes {
     ///
     /// # Errors
     /// [`Error::Refused`] for what is malformed, contradicts itself or doesn't state a thread's credentials; for images
-    /// by which CRIU would touch more than the container (as [`mounts`], and names in cgroups that lead out); and for
+    /// by which CRIU would touch more than the container (as [`mounts`], names in cgroups that lead out, and processes in
+    /// the node's mount namespace); and for
     /// what a process would have without the capability for it: a place before others on the processors, packets as
     /// they are.
     pub fn read(dir: &Path) -> Result<Self, Error> {
@@ -306,11 +315,26 @@ impl Processes {
             return Err(Error::refused("pstree.img", "the first process doesn't run"));
         }
         let processes = Self { processes };
+        let names = image_names(dir, &root)?;
+        namespaces::shared(&root, &names, processes.processes.iter().map(|process| process.pid))?;
+        if names.iter().any(|name| name == DESCRIPTORS) {
+            check_descriptors(&image(&root, DESCRIPTORS, MAX_DESCRIPTORS)?)?;
+        }
         let can = |capability: u64| processes.threads().any(|t| t.credentials.bounding & capability != 0);
         if !can(CAP_NET_RAW) {
-            sockets::check(&root, &image_names(dir, &root)?)?;
+            sockets::check(&root, &names)?;
         }
         Ok(processes)
+    }
+
+    /// The kinds of namespaces, by the names of the OCI runtime specification, in which any of them would be with the
+    /// node: CRIU makes those that were not its own at the checkpoint, by images in `dir`.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for images that don't say it.
+    pub fn shared_namespaces(&self, dir: &Path) -> Result<BTreeSet<&'static str>, Error> {
+        let root = Root::open(dir)?;
+        namespaces::shared(&root, &image_names(dir, &root)?, self.processes.iter().map(|process| process.pid))
     }
 
     /// The container's first process.
@@ -461,6 +485,20 @@ fn entries<'a>(name: &str, bytes: &'a [u8], magic: u32) -> Result<Vec<&'a [u8]>,
     Ok(entries)
 }
 
+/// crun and runc hand the descriptor of each number in the list to CRIU that is said to have been a pipe: a fourth would be
+/// one of theirs, a directory of the node for all they know.
+fn check_descriptors(json: &[u8]) -> Result<(), Error> {
+    struct Streams;
+
+    impl<'de> serde::Deserialize<'de> for Streams {
+        fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+            metadata::list::<D, String, STREAMS>(from).map(|_| Self)
+        }
+    }
+
+    metadata::parse::<Streams>(DESCRIPTORS, json, MAX_DESCRIPTORS).map(drop)
+}
+
 fn decode<T: Message + Default>(name: &str, bytes: &[u8]) -> Result<T, Error> {
     T::decode(bytes).map_err(|e| Error::refused(name, format!("malformed entry: {e}")))
 }
@@ -573,7 +611,9 @@ pub fn mounts(dir: &Path) -> Result<Vec<Mount>, Error> {
 #[cfg(feature = "fuzzing")]
 pub fn fuzz(data: &[u8]) {
     let Some((kind, bytes)) = data.split_first() else { return };
-    match kind % 5 {
+    match kind % 7 {
+        6 => namespaces::fuzz(bytes),
+        5 => drop(sockets::check_files(bytes)),
         3 => drop(host::mounts("mountpoints-1.img", bytes)),
         4 => drop(host::check_cgroups("cgroup.img", bytes)),
         0 => {

@@ -1,15 +1,14 @@
 //! Sockets that see or send packets as they are. CRIU opens them as the node's root, whatever the process may do that
 //! gets them; with one a container can pass itself off as another of its network.
 
-use std::path::Path;
-
 use criox_sys::inroot::Root;
 use prost::Message;
 
 use super::{MAX_IMAGE, decode, entries, image};
 use crate::error::Error;
 
-/// `files.img`: all open files since CRIU 3.0 (`criu/include/magic.h`).
+/// All open files since CRIU 3.0 (`criu/include/magic.h`).
+const NAME: &str = "files.img";
 const FILES: u32 = 0x5630_3138;
 /// Images of older versions, one for each kind: packet sockets, sockets of IP, tunnels.
 const OLD: [&str; 3] = ["packetsk.img", "inetsk.img", "tunfile.img"];
@@ -48,14 +47,18 @@ struct Any {}
 /// # Errors
 /// [`Error::Refused`], also for what is malformed or of a version that would have to be looked at elsewhere.
 pub(super) fn check(root: &Root, names: &[String]) -> Result<(), Error> {
-    for old in OLD.iter().filter(|old| names.iter().any(|name| name == *old)) {
+    if let Some(old) = OLD.iter().find(|old| names.iter().any(|name| name == *old)) {
         return Err(Error::refused(*old, "of a CRIU before 3.0, whose sockets are not looked at"));
     }
-    const NAME: &str = "files.img";
     if !names.iter().any(|name| name == NAME) {
         return Ok(());
     }
-    for entry in entries(NAME, &image(root, NAME, MAX_IMAGE)?, FILES)? {
+    check_files(&image(root, NAME, MAX_IMAGE)?)
+}
+
+/// As [`check`], for the files.
+pub(super) fn check_files(bytes: &[u8]) -> Result<(), Error> {
+    for entry in entries(NAME, bytes, FILES)? {
         let file: FileEntry = decode(NAME, entry)?;
         let raw = file.inet.is_some_and(|inet| inet.kind.is_none_or(|kind| kind == RAW));
         let what = match file.kind {

@@ -386,6 +386,69 @@ fn a_place_before_others_on_the_processors_is_only_for_who_may_take_it() {
     }
 }
 
+/// A real CRIU does not make a namespace again that has the number of its own: with the mount namespace's, the process
+/// goes on with the node's root file system as its root.
+#[test]
+fn a_process_in_a_namespace_of_the_node_is_told_or_refused() {
+    const OWN: [(u8, u32); 8] = [(5, 1), (6, 2), (7, 3), (8, 4), (9, 6), (10, 7), (11, 8), (12, 5)];
+    const APART: [(u8, u32); 8] = [(5, 9), (6, 10), (7, 11), (8, 12), (9, 13), (10, 7), (11, 8), (12, 5)];
+    let ids = |numbers: &[(u8, u32)]| numbers.iter().flat_map(|(f, id)| number(*f, *id)).collect::<Vec<u8>>();
+    let read = |pid: u32, numbers: &[(u8, u32)]| {
+        let dir = copy_of_real();
+        replace(dir.path(), &format!("ids-{pid}.img"), &image(0x5443_2030, &[&ids(numbers)]));
+        (Processes::read(dir.path()).and_then(|processes| processes.shared_namespaces(dir.path())), dir)
+    };
+    let kinds = |numbers: &[(u8, u32)]| read(1, numbers).0.unwrap().into_iter().collect::<Vec<_>>();
+    assert_eq!(kinds(&APART), ["cgroup", "time", "user"]);
+    for (at, kind) in [(0, "pid"), (1, "network"), (2, "ipc"), (3, "uts")] {
+        let (mut same, mut unstated) = (APART, APART.to_vec());
+        same[at] = OWN[at];
+        unstated.remove(at);
+        assert!(kinds(&same).contains(&kind) && kinds(&unstated).contains(&kind), "{kind}");
+    }
+    for (id, pid) in [(6, 1), (6, 44), (14, 1)] {
+        let mut numbers = APART;
+        numbers[4] = (9, id);
+        let (result, dir) = read(pid, &numbers);
+        assert!(result.is_err());
+        check_refused(
+            dir.path(),
+            &format!("ids-{pid}.img: its process would be in the node's mount namespace"),
+        );
+    }
+    let dir = copy_of_real();
+    std::fs::remove_file(dir.path().join("ids-2.img")).unwrap();
+    check_refused(dir.path(), "ids-2.img: missing");
+    let dir = copy_of_real();
+    replace(
+        dir.path(),
+        "inventory.img",
+        &[&0x5831_3116u32.to_le_bytes()[..], &2u32.to_le_bytes(), &[8, 2]].concat(),
+    );
+    check_refused(dir.path(), "whose namespaces");
+    replace(dir.path(), "inventory.img", &image(0x5831_3116, &[&[8, 2]]));
+    check_refused(dir.path(), "not an image of its kind");
+}
+
+#[test]
+fn a_runtime_hands_in_its_three_streams_and_no_other_descriptor_of_its_own() {
+    let dir = copy_of_real();
+    let mut check = |json: &str, good: bool| {
+        replace(dir.path(), "descriptors.json", json.as_bytes());
+        if good {
+            Processes::read(dir.path()).unwrap();
+        } else {
+            check_refused(dir.path(), "descriptors.json");
+        }
+    };
+    check(r#"["/dev/null", "pipe:[1]", "pipe:[2]"]"#, true);
+    check("[]", true);
+    check(r#"["/dev/null", "pipe:[1]", "pipe:[2]", "pipe:[3]"]"#, false);
+    check(r#"["/dev/null", ["pipe:[1]"]]"#, false);
+    check(r#"{"0": "/dev/null"}"#, false);
+    check(&format!("[{:?}]", "x".repeat(20_000)), false);
+}
+
 /// Gives the first process's thread a bounding set, and more fields.
 fn with_first_core(dir: &Path, bounding: &[u8], scheduling: &[u8]) {
     let ids = (1..=8).flat_map(|field| number(field, 0));
