@@ -145,7 +145,8 @@ fn stuck(node: &Node) -> Result {
     };
     let mut client = Socket::open(&attach_url(&node.cri, request)?, V4)?;
     client.send(0, b"go\n")?;
-    wait_for("the last line to be in the log", LIMIT, || {
+    // As long as the shell takes: a line that waits for the client never comes.
+    wait_for("the last line to be in the log", LIMIT * 6, || {
         Ok(node.cri.log(&id)?.ends_with("stdout F last\n").then_some(()))
     })?;
     let begun = Instant::now();
