@@ -339,12 +339,22 @@ impl Monitor {
 
 /// Kills a process's descendants, youngest last; those that fork meanwhile may escape.
 pub(crate) fn kill_tree(pid: i32) {
-    let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")) else { return };
-    for child in text.split_ascii_whitespace().filter_map(|number| number.parse().ok()) {
+    for child in children(pid) {
         let held = Pidfd::open(child);
         kill_tree(child);
         drop(held.and_then(|process| process.send_signal(9)));
     }
+}
+
+/// The processes that a process has made and that live. Each of its threads has children of its own, and a runtime in Go
+/// has many.
+pub(crate) fn children(pid: i32) -> Vec<i32> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    let numbers = |list: String| {
+        list.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect::<Vec<i32>>()
+    };
+    lists.flat_map(numbers).collect()
 }
 
 /// What of an OCI process the runtime's own process needs.
@@ -388,4 +398,30 @@ fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
         .mode(0o600)
         .open(path)?
         .write_all(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::children;
+
+    #[test]
+    fn children_of_every_thread_are_found() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        // None of them is the first thread's: this test has a thread of its own, too.
+        let (done, wait) = std::sync::mpsc::channel::<()>();
+        let (born, told) = std::sync::mpsc::channel();
+        let other = std::thread::spawn(move || {
+            let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+            born.send(i32::try_from(child.id()).unwrap()).unwrap();
+            let _ = wait.recv();
+            child.kill().unwrap();
+            child.wait().unwrap();
+        });
+        let child = told.recv().unwrap();
+        let found = children(own);
+        drop(done);
+        other.join().unwrap();
+        assert!(found.contains(&child), "{child}: {found:?}");
+        assert!(!children(own).contains(&child));
+    }
 }

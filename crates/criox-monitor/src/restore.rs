@@ -6,11 +6,11 @@
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use criox_monitor_api::proto::{self, CreateReply, failure::Kind, reply, runtime::Flavor};
-use criox_sys::process::ExitStatus;
+use criox_sys::process::{ExitStatus, Pidfd};
 
 use crate::checkpoint::with_reason;
 use crate::client::failure;
@@ -22,7 +22,7 @@ use crate::oci::{self, ExecStart};
 use crate::pipes::{Ends, Pipes};
 use crate::stream::Output;
 use crate::verbs::{not_found, not_started, timeout};
-use crate::{clock, namespaces, tell};
+use crate::{clock, exec, namespaces, tell};
 
 /// For the runtime to delete what a failed restore left.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -219,6 +219,9 @@ impl Monitor {
         let result = result.and_then(|pid| {
             // Its process may have run, ended and been reaped in the meantime.
             let ended = pid.and_then(|pid| self.strays.remove(&pid)).map(ExitStatus::Code);
+            if let Some(pid) = pid.filter(|_| ended.is_none()) {
+                self.check_groups(number, pid)?;
+            }
             let waiting = self.containers.get_mut(&number).and_then(|c| c.restore.as_mut());
             let outputs = waiting.map(|waiting| std::mem::take(&mut waiting.outputs)).unwrap_or_default();
             if ended.is_none() {
@@ -234,6 +237,21 @@ impl Monitor {
             Ok(ended) => self.restore_worked(number, ended),
             Err(refused) => self.restore_failed(number, refused),
         }
+    }
+
+    /// CRIU puts each process into the group that its checkpoint says, and a runtime sees to the first alone: one from
+    /// elsewhere could say a group without limits. None lives on then.
+    fn check_groups(&self, number: u32, first: i32) -> Result<(), reply::Result> {
+        let waiting = self.containers.get(&number).and_then(|container| container.restore.as_ref());
+        let Some(name) = waiting.and_then(|waiting| Path::new(&waiting.from.cgroup).file_name()) else {
+            return Ok(());
+        };
+        let Some(outside) = outside(first, name) else { return Ok(()) };
+        exec::kill_tree(first);
+        drop(Pidfd::open(first).and_then(|process| process.send_signal(9)));
+        let text =
+            format!("process {outside} of the checkpoint was to run outside of the container's cgroup");
+        Err(failure(Kind::Runtime, text))
     }
 
     fn restore_worked(&mut self, number: u32, ended: Option<ExitStatus>) {
@@ -359,6 +377,41 @@ impl Monitor {
             self.deleted(number, None);
         }
     }
+}
+
+/// The first of a process and its descendants that is not in the group of that name of the first one, in each hierarchy
+/// where that has one.
+fn outside(first: i32, name: &OsStr) -> Option<i32> {
+    let groups = |pid: i32| -> Vec<(String, PathBuf)> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let line = |line: &str| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            Some((fields.next()?.to_owned(), PathBuf::from(fields.next()?)))
+        };
+        text.lines().filter_map(line).collect()
+    };
+    let own: Vec<(String, PathBuf)> = groups(first)
+        .into_iter()
+        .filter_map(|(hierarchy, path)| {
+            let group = path.ancestors().find(|group| group.file_name() == Some(name))?.to_owned();
+            Some((hierarchy, group))
+        })
+        .collect();
+    if own.is_empty() {
+        return Some(first);
+    }
+    let mut processes = exec::children(first);
+    while let Some(process) = processes.pop() {
+        let is_out = |(hierarchy, path): &(String, PathBuf)| {
+            own.iter().any(|(own, group)| own == hierarchy && !path.starts_with(group))
+        };
+        // One that has ended has none.
+        if groups(process).iter().any(is_out) {
+            return Some(process);
+        }
+        processes.extend(exec::children(process));
+    }
+    None
 }
 
 fn restored_reply(container: &Container) -> reply::Result {

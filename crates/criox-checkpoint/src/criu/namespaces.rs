@@ -77,10 +77,7 @@ pub(super) fn shared(
     for pid in processes {
         let name = format!("ids-{pid}.img");
         let ids = ids(&name, &image(root, &name, MAX_CORE)?)?;
-        let described = ids.mount.is_some_and(|id| {
-            let its_mounts = format!("mountpoints-{id}.img");
-            names.iter().any(|name| *name == its_mounts)
-        });
+        let described = ids.mount.is_some_and(|id| names.contains(&format!("mountpoints-{id}.img")));
         // What isn't stated isn't made.
         let same =
             ids.all().into_iter().zip(own.all()).filter(|((_, id), (_, own))| id.is_none() || id == own);

@@ -433,7 +433,7 @@ fn a_process_in_a_namespace_of_the_node_is_told_or_refused() {
 #[test]
 fn a_runtime_hands_in_its_three_streams_and_no_other_descriptor_of_its_own() {
     let dir = copy_of_real();
-    let mut check = |json: &str, good: bool| {
+    let check = |json: &str, good: bool| {
         replace(dir.path(), "descriptors.json", json.as_bytes());
         if good {
             Processes::read(dir.path()).unwrap();
