@@ -66,10 +66,25 @@ struct CoreEntry {
 struct TaskCoreEntry {
     #[prost(uint32, optional, tag = "1")]
     state: Option<u32>,
+    #[prost(message, optional, tag = "8")]
+    rlimits: Option<RlimitsEntry>,
     #[prost(uint32, optional, tag = "11")]
     old_seccomp_mode: Option<u32>,
     #[prost(uint32, optional, tag = "12")]
     old_seccomp_filter: Option<u32>,
+}
+
+/// In the order of their numbers.
+#[derive(Clone, PartialEq, Message)]
+struct RlimitsEntry {
+    #[prost(message, repeated, tag = "1")]
+    rlimits: Vec<RlimitEntry>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct RlimitEntry {
+    #[prost(uint64, optional, tag = "2")]
+    max: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -358,12 +373,20 @@ const CAP_SYS_NICE: u64 = 1 << 23;
 /// Policies for which nobody needs it: `SCHED_OTHER`, `SCHED_BATCH`, `SCHED_IDLE` (sched(7)).
 const UNHURRIED: [u32; 3] = [0, 3, 5];
 
+/// `RLIMIT_NICE` and `RLIMIT_RTPRIO` (getrlimit(2)): 0 gives nothing.
+const HURRY_LIMITS: [usize; 2] = [13, 14];
+
 impl CoreEntry {
-    /// Whether the thread would be scheduled in a way that not everybody gets: CRIU sets it as the node's root.
+    /// Whether the thread would be scheduled in a way that not everybody gets, or might ask for it: CRIU sets these as the
+    /// node's root.
     fn hurries(&self) -> bool {
         let thread = self.thread.as_ref();
         let policy = thread.and_then(|thread| thread.policy).unwrap_or(0);
-        !UNHURRIED.contains(&policy) || thread.and_then(|thread| thread.nice).is_some_and(|nice| nice < 0)
+        let limits = self.task.as_ref().and_then(|task| task.rlimits.as_ref());
+        let may = |limit: &usize| limits.and_then(|limits| limits.rlimits.get(*limit)?.max).unwrap_or(0) != 0;
+        !UNHURRIED.contains(&policy)
+            || thread.and_then(|thread| thread.nice).is_some_and(|nice| nice < 0)
+            || HURRY_LIMITS.iter().any(may)
     }
 
     /// Mode and filter of a thread; those of its process in images before CRIU 3.13.
@@ -547,7 +570,7 @@ fn parse_tree(bytes: &[u8]) -> Result<Vec<(u32, Vec<u32>)>, Error> {
 /// Images by which CRIU would touch more than the container. For devices, routes and firewall rules it would run `ip`,
 /// `iptables-restore` and `nft` with content from the checkpoint, but a pod's network is its own and is never in a dump of
 /// one of its containers. Entries of `binfmt_misc` are the node's. A user namespace is mapped as its image says.
-const OUTSIDE: [(&str, &str); 13] = [
+const OUTSIDE: [(&str, &str); 14] = [
     ("netdev-", NETWORK),
     ("ifaddr-", NETWORK),
     ("route-", NETWORK),
@@ -560,6 +583,7 @@ const OUTSIDE: [(&str, &str); 13] = [
     ("netns-exp-", NETWORK),
     ("binfmt-misc", "the node's"),
     ("autofs-", "the node's"),
+    ("rlimit-", "of resource limits, which newer CRIUs keep in core images"),
     ("userns-", "of a user namespace, which can't be made again with other mappings"),
 ];
 const NETWORK: &str = "of a network, and a pod has its own";

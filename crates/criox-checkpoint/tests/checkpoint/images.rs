@@ -384,6 +384,27 @@ fn a_place_before_others_on_the_processors_is_only_for_who_may_take_it() {
         check(&scheduling, 0, good);
         check(&scheduling, CAP_SYS_NICE, true);
     }
+    // Nor may it be allowed to ask for it.
+    let limits = |nice: u32, realtime: u32| -> Vec<u8> {
+        let one = |at: u32| match at {
+            13 => nice,
+            14 => realtime,
+            _ => 1024,
+        };
+        let all = (0..16).flat_map(|at| text(1, &[number(1, 0), number(2, one(at))].concat()));
+        text(8, &all.collect::<Vec<u8>>())
+    };
+    for ((nice, realtime), good) in [((0, 0), true), ((20, 0), false), ((0, 1), false)] {
+        let dir = copy_of_real();
+        with_first_task(dir.path(), &number(12, 0), &[], &limits(nice, realtime));
+        if good {
+            Processes::read(dir.path()).unwrap();
+        } else {
+            check_refused(dir.path(), "core-1.img: its thread would run before others");
+        }
+        with_first_task(dir.path(), &number(12, CAP_SYS_NICE), &[], &limits(nice, realtime));
+        Processes::read(dir.path()).unwrap();
+    }
 }
 
 /// A real CRIU does not make a namespace again that has the number of its own: with the mount namespace's, the process
@@ -451,17 +472,21 @@ fn a_runtime_hands_in_its_three_streams_and_no_other_descriptor_of_its_own() {
 
 /// Gives the first process's thread a bounding set, and more fields.
 fn with_first_core(dir: &Path, bounding: &[u8], scheduling: &[u8]) {
+    with_first_task(dir, bounding, scheduling, &[]);
+}
+
+fn with_first_task(dir: &Path, bounding: &[u8], scheduling: &[u8], task: &[u8]) {
     let ids = (1..=8).flat_map(|field| number(field, 0));
     let sets = (9..=11).flat_map(|field| number(field, 0));
     let creds: Vec<u8> = ids.chain(sets).chain(bounding.iter().copied()).chain(number(13, 0)).collect();
     let thread = [scheduling, &text(10, &creds)].concat();
-    replace(dir, "core-1.img", &image(0x5505_3847, &[&text(5, &thread)]));
+    replace(dir, "core-1.img", &image(0x5505_3847, &[&[text(3, task), text(5, &thread)].concat()]));
 }
 
 /// They are the whole node's, or say which of the node's users are the container's.
 #[test]
 fn images_of_the_node_and_of_user_namespaces_are_refused() {
-    for name in ["binfmt-misc-1.img", "autofs-3.img", "userns-9.img"] {
+    for name in ["binfmt-misc-1.img", "autofs-3.img", "userns-9.img", "rlimit-1.img"] {
         let dir = copy_of_real();
         put(&dir.path().join(name), b"");
         check_refused(dir.path(), name);
