@@ -7,7 +7,7 @@
 //! | [`Selinux`] | labels with a level for each pod; [`relabel`] gives a volume its container's label |
 //! | [`Labelling`] | which of a container's volumes and files get its label |
 //! | [`devices`] | device nodes of configuration, annotation and request |
-//! | [`MountSources`] | where the sources of mounts really are |
+//! | [`MountSources`], [`SubPath`] | where the sources of mounts really are, on the node and in an image |
 //! | [`Cdi`] | the files in which vendors describe devices, read again when they change |
 //! | [`SeccompDefaults`] | which filter of system calls a container gets, and what is said of a profile in a registry ([`ArtifactName`]) or of calls that are refused ([`NotifierAction`]) |
 //! | [`Users`], [`Ways`] | a pod's own users, and its root's way to the root file systems of its containers |
@@ -22,6 +22,7 @@ mod error;
 mod mount_sources;
 mod seccomp;
 mod selinux;
+mod sub_path;
 mod userns;
 mod ways;
 
@@ -32,5 +33,6 @@ pub use error::{Cause, Error, Result};
 pub use mount_sources::{MountSources, open_user_namespace};
 pub use seccomp::{ArtifactName, NotifierAction, SeccompArtifact, SeccompDefaults, SeccompFilter};
 pub use selinux::{Labelling, Labels, Selinux, relabel};
+pub use sub_path::SubPath;
 pub use userns::Users;
 pub use ways::Ways;

@@ -3,18 +3,15 @@
 //! In the store each is a container of its own on top of the image, so that nobody removes the image meanwhile, neither
 //! RemoveImage nor podman. Its name begins with the ID of the container that it belongs to, by which it is undone.
 
-use std::io;
 use std::os::fd::AsFd as _;
-use std::path::{Component, Path, PathBuf};
+use std::path::PathBuf;
 
-use criox_confine::Users;
+use criox_confine::{SubPath, Users};
 use criox_cri::{reasons, v1};
 use criox_image::ImageInfo;
 use criox_records::{ContainerRecord, SandboxRecord, names};
 use criox_spec::ResolvedMount;
 use criox_store::{ContainerDraft, Store};
-use criox_sys::inroot::Root;
-use rustix::fs::{FileType, Mode, OFlags};
 
 use crate::context::{Context, new_container_id};
 use crate::error::{Error, Kind, Result};
@@ -39,7 +36,7 @@ pub(crate) fn mount(
     wanted: &Wanted<'_>,
 ) -> Result<ResolvedMount> {
     let field = |name: &str| format!("config.mounts[{}].{name}", wanted.index);
-    let sub_path = clean(&wanted.mount.image_sub_path)
+    let sub_path = SubPath::parse(&wanted.mount.image_sub_path)
         .map_err(|reason| refused(Kind::InvalidArgument, &field("image_sub_path"), reason))?;
     let image =
         find(context, wanted.image).map_err(|(kind, reason)| refused(kind, &field("image"), reason))?;
@@ -49,7 +46,7 @@ pub(crate) fn mount(
         Error::new(error.kind(), text).because(error)
     };
     let root = mount_tree(context, sandbox, record, wanted.index, &image).map_err(broken)?;
-    let (source, is_dir) = look_up(&root, &sub_path).map_err(|error| {
+    let (source, is_dir) = sub_path.look_up(&root).map_err(|error| {
         let reason = format!("{:?} is not in the image", wanted.mount.image_sub_path);
         refused(Kind::InvalidArgument, &field("image_sub_path"), reason).because(error)
     })?;
@@ -63,19 +60,6 @@ pub(crate) fn mount(
 
 fn refused(kind: Kind, field: &str, reason: impl std::fmt::Display) -> Error {
     Error::new(kind, format!("{}: {field}: {reason}", reasons::IMAGE_VOLUME_MOUNT_FAILED))
-}
-
-/// A path without a leading slash, empty for the whole image.
-fn clean(sub_path: &str) -> std::result::Result<PathBuf, String> {
-    let mut clean = PathBuf::new();
-    for part in Path::new(sub_path).components() {
-        match part {
-            Component::Normal(name) => clean.push(name),
-            Component::CurDir => {}
-            _ => return Err(format!("{sub_path:?} is not a relative path without \"..\"")),
-        }
-    }
-    Ok(clean)
 }
 
 fn find(context: &Context, image: &v1::ImageSpec) -> std::result::Result<ImageInfo, (Kind, String)> {
@@ -125,18 +109,6 @@ fn mount_tree(
     }
 }
 
-/// Where the sub-path really is, and whether it is a directory. The tree is read-only, so it stays there.
-fn look_up(root: &Path, sub_path: &Path) -> io::Result<(PathBuf, bool)> {
-    let inside = Root::open(root).map_err(io::Error::other)?;
-    let found = inside.open_at(sub_path, OFlags::PATH, Mode::empty()).map_err(io::Error::other)?;
-    let kind = FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode);
-    if !matches!(kind, FileType::Directory | FileType::RegularFile) {
-        return Err(io::Error::other("it is neither a directory nor a file"));
-    }
-    let path = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&found)))?;
-    Ok((path, kind == FileType::Directory))
-}
-
 fn name(container: &str, index: usize) -> String {
     format!("{}{index}", prefix(container))
 }
@@ -182,32 +154,6 @@ pub(crate) fn remove(store: &Store, container: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_sub_path_stays_in_the_image() {
-        for (path, expected) in [("", ""), (".", ""), ("etc", "etc"), ("a/./b/", "a/b"), ("a//b", "a/b")] {
-            assert_eq!(clean(path).as_deref(), Ok(Path::new(expected)), "{path:?}");
-        }
-        for path in ["/etc", "..", "a/../b", "../a"] {
-            assert!(clean(path).is_err(), "{path:?}");
-        }
-    }
-
-    #[test]
-    fn a_link_in_the_image_leads_to_what_is_in_the_image() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let root = std::fs::canonicalize(dir.path()).expect("it is there");
-        std::fs::create_dir(root.join("etc")).expect("it is new");
-        for (target, link) in [("/etc", "link"), ("../../../../etc", "out"), ("/nowhere", "dangling")] {
-            std::os::unix::fs::symlink(target, root.join(link)).expect("it is new");
-        }
-        for path in ["link", "out", "etc"] {
-            let (found, is_dir) = look_up(&root, Path::new(path)).expect(path);
-            assert_eq!((found.as_path(), is_dir), (root.join("etc").as_path(), true), "{path}");
-        }
-        assert_eq!(look_up(&root, Path::new("")).expect("all of it").0, root);
-        assert!(look_up(&root, Path::new("dangling")).is_err());
-    }
 
     #[test]
     fn the_volumes_of_a_container_are_found_by_its_id() {

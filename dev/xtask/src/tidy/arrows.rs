@@ -71,7 +71,14 @@ const RULES: &[Rule] = &[
     // It only compares.
     Rule {
         name: "criox-checkpoint-policy",
-        may_see: &["criox-sys", "criox-cri", "criox-config", "criox-spec", "criox-records", "criox-checkpoint"],
+        may_see: &[
+            "criox-sys",
+            "criox-cri",
+            "criox-config",
+            "criox-spec",
+            "criox-records",
+            "criox-checkpoint",
+        ],
         never: &["tokio", "hyper"],
     },
     Rule { name: "criox-image", may_see: &["criox-sys", "criox-config", "criox-store"], never: &["tonic"] },
