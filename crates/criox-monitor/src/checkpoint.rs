@@ -26,7 +26,7 @@ use crate::verbs::{not_found, not_started, timeout};
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 const END_PAUSE: Duration = Duration::from_millis(2);
 /// How long a checkpoint that nobody wants any more may take to end by itself.
-const GRACE: Duration = Duration::from_secs(5);
+const GRACE: Duration = Duration::from_secs(2);
 /// How much of CRIU's log is read, from its end, and told.
 const MAX_LOG: u64 = 64 * 1024;
 const MAX_TOLD: usize = 1024;

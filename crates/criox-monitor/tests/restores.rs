@@ -510,7 +510,7 @@ fn a_container_survives_a_checkpoint_that_is_called_off() {
             called_off += usize::from(matches!(pod.client.reply(request), reply::Result::Failure(_)));
             let lines = pod.lines(id).len();
             has_lines(&pod, id, lines + 10);
-            assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+            assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
         }
         let counted = numbers(&pod, id);
         assert!(counted.windows(2).all(|pair| pair[1] == pair[0] + 1), "{counted:?}");

@@ -23,7 +23,7 @@ use crate::pod::Grant;
 /// How long the processes of all containers may take to stop.
 const FREEZE: Duration = Duration::from_secs(10);
 /// How long a capture that was called off may take to be gone.
-const GONE: Duration = Duration::from_secs(8);
+const GONE: Duration = Duration::from_secs(5);
 
 /// A container that is to be captured, and where.
 #[derive(Debug)]
