@@ -53,7 +53,7 @@ pub(crate) static REAL: Shared = Shared::new(|| {
 /// The end of the daemons of these tests.
 pub(crate) fn finish() -> Result {
     REAL.finish()?;
-    faults::HANGING.finish()
+    faults::finish()
 }
 
 /// CRIU's own directory; skipped where it can't do its work.

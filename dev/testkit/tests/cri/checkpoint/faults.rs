@@ -4,7 +4,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use criox_cri::v1::CheckpointPodRequest;
@@ -40,9 +40,21 @@ fn hanging(builder: testkit::daemon::Builder) -> Result<Daemon> {
     Ok(daemon)
 }
 
+/// What [`stand_in`] has made, for its end.
+static STAND_IN: Mutex<Option<TempDir>> = Mutex::new(None);
+
+/// Ends the daemon, and removes the stand-in: what is in a `static` is never dropped.
+pub(crate) fn finish() -> Result {
+    let finished = HANGING.finish();
+    if let Some(dir) = STAND_IN.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        dir.close()?;
+    }
+    finished
+}
+
 /// The directory of a program `criu` that hangs in it.
 pub(crate) fn stand_in() -> Result<&'static Path> {
-    static DIRECTORY: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     if DIRECTORY.get().is_none() {
         let dir = tempfile::Builder::new().prefix("criox-criu-").tempdir()?;
         let (text, path) = (dir.path().join("text"), dir.path().join("criu"));
@@ -51,10 +63,10 @@ pub(crate) fn stand_in() -> Result<&'static Path> {
         // By another process: a descriptor of ours that a child inherits would keep the program from being started.
         let status = Command::new("install").args(["-m", "755"]).arg(&text).arg(&path).status()?;
         assert!(status.success());
-        let own = dir.path().to_owned();
-        drop(DIRECTORY.set((dir, own)));
+        drop(DIRECTORY.set(dir.path().to_owned()));
+        *STAND_IN.lock().unwrap_or_else(PoisonError::into_inner) = Some(dir);
     }
-    Ok(DIRECTORY.get().map(|(_, path)| path.as_path()).ok_or("the stand-in is there")?)
+    Ok(DIRECTORY.get().map(PathBuf::as_path).ok_or("the stand-in is there")?)
 }
 
 /// Waits until a container stands still: it counts twenty times a second otherwise.
